@@ -1,0 +1,214 @@
+"""What hosts agree on: the wanted build, permits to restart, failures, reports; and the Protocol behind which ZooKeeper stands.
+
+The engine knows only `Coordination`. ZooKeeper implements it in `deployd_core.zookeeper`; tests and the simulator pass their own,
+held to the same contract tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Protocol
+
+from msgspec import Struct, field
+
+from deployd_core.model import Build, FleetLimit, Role
+from deployd_core.spec import ServiceSpec
+
+
+class Enabled(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The build a role should serve: the `enabled` node."""
+
+    build: str
+    digest: str | None = None
+    """``sha256:…``; None when somebody wrote a bare build id, and the source must say."""
+    by: str = ""
+    at: str = ""
+
+
+class Membership(Struct, frozen=True, kw_only=True):
+    """A host's place in a service: the `hosts/<host>` node."""
+
+    role: Role = Role.FLEET
+    zone: str = "default"
+
+
+class RolloutState(Enum):
+    """Whether permits are handed out."""
+
+    OPEN = "open"
+    PAUSED = "paused"
+    HALTED = "halted"
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """One host failed in one rollout."""
+
+    rollout: str
+    reason: str
+    at: str
+
+
+class Rollout(Struct, frozen=True, kw_only=True):
+    """The `rollout` node: rarely written, by compare-and-swap."""
+
+    state: RolloutState = RolloutState.OPEN
+    by: str = ""
+    why: str = ""
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    """By host. Those of earlier rollouts no longer count."""
+
+    def failed_in(self, rollout: str) -> dict[str, Failure]:
+        """The failures that count for one rollout."""
+        return {host: failure for host, failure in self.failures.items() if failure.rollout == rollout}
+
+
+class Permit(Struct, frozen=True, kw_only=True):
+    """A host's right to be restarting: the `rollout/permits/<host>` node, persistent."""
+
+    host: str
+    zone: str
+    rollout: str
+    since: str
+    """RFC 3339."""
+    nonce: str
+    """Chosen by the asker, to recognise its own permit when the answer to a commit was lost."""
+    token: int = 0
+    """The node's czxid: later permits have higher ones."""
+
+
+class Freeze(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A stop for all services: the `/freeze` node. Empty while there is none."""
+
+    by: str = ""
+    why: str = ""
+    until: str | None = None
+
+
+class InstanceStatus(Struct, frozen=True, kw_only=True):
+    """One instance in a host's report."""
+
+    name: str
+    phase: str
+    serves: str | None
+    state: str
+    health: str
+    reason: str = ""
+
+
+class HostStatus(Struct, frozen=True, kw_only=True):
+    """A host's report on one service: the `status/<host>` node. Written when it changes."""
+
+    host: str
+    zone: str
+    role: Role
+    wanted: str | None
+    served: str | None
+    """The one build that every instance serves; None while they differ, or serve nothing."""
+    step: str
+    """What the host is doing: `deployd_core.planner.HostStep`."""
+    since: str
+    """When this step began, RFC 3339."""
+    rollout: str = ""
+    reason: str = ""
+    """What the step waits for, or why it failed."""
+    deadline: str | None = None
+    last_error: str = ""
+    instances: tuple[InstanceStatus, ...] = ()
+    agent: str = ""
+    """Version of the agent."""
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """What coordination says of one service to one host, read at one moment. The versions guard what is written from it."""
+
+    service: str
+    host: str
+    spec: ServiceSpec | None
+    membership: Membership
+    enabled: Enabled | None
+    """For this host's role; None when nothing is enabled."""
+    rollout_id: str = ""
+    """Names the rollout: the build and the transaction that enabled it (``v2-1a3f``)."""
+    rollout: Rollout = Rollout()
+    freeze: Freeze | None = None
+    permit: Permit | None = None
+    """Held by this host."""
+    permits: tuple[Permit, ...] = ()
+    hosts: int = 1
+    problem: str = ""
+    """A node that holds nonsense: which, why, and how to mend it. The other fields hold what could be read."""
+    versions: Mapping[str, int] = field(default_factory=dict)
+    """Node path → version, for the implementation alone."""
+
+    @property
+    def failure(self) -> Failure | None:
+        """This host's failure in this rollout."""
+        return self.rollout.failed_in(self.rollout_id).get(self.host)
+
+
+class Denial(Enum):
+    """Why a permit was not granted."""
+
+    SLOTS_FULL = "slots-full"
+    ZONE_FULL = "zone-full"
+    PAUSED = "paused"
+    HALTED = "halted"
+    FROZEN = "frozen"
+    FAILED = "failed"
+    CHANGED = "changed"  # something was written meanwhile: look again
+
+
+class Denied(Struct, frozen=True, kw_only=True):
+    """No, why, and who is in the way."""
+
+    code: Denial
+    reason: str
+
+
+class Link(Enum):
+    """The state of the connection."""
+
+    CONNECTED = "connected"
+    SUSPENDED = "suspended"  # begin nothing new, finish what is under way, write nothing
+    LOST = "lost"  # a new session will follow: ephemeral nodes are gone, observe afresh
+
+
+class Coordination(Protocol):
+    """What the engine needs of ZooKeeper. Every method raises `Unavailable` within seconds rather than wait for a lost connection."""
+
+    @property
+    def link(self) -> Link:
+        """The state of the connection now."""
+        ...
+
+    def snapshot(self, service: str) -> Snapshot:
+        """Read everything about a service and watch it; a later change wakes the engine once."""
+        ...
+
+    def take_permit(self, snapshot: Snapshot, limit: FleetLimit) -> Permit | Denied:
+        """Ask for a permit under what `snapshot` said: one transaction, refused when any of it has changed.
+
+        Returns the permit already held, if there is one. A lost answer is resolved by the nonce.
+        """
+        ...
+
+    def release_permit(self, snapshot: Snapshot, status: HostStatus) -> None:
+        """Give the permit back and report in one transaction; nothing happens when none is held. Clears this host's failure."""
+        ...
+
+    def record_failure(self, snapshot: Snapshot, reason: str) -> None:
+        """Enter this host into the rollout's failures, and halt the rollout in the same write when that exceeds the budget."""
+        ...
+
+    def report(self, service: str, status: HostStatus) -> None:
+        """Write this host's report."""
+        ...
+
+
+def wanted_build(enabled: Enabled | None, resolved_digest: str | None = None) -> Build | None:
+    """The build to serve: the pinned digest, or for a bare build id the one its source publishes."""
+    if enabled is None:
+        return None
+    digest = enabled.digest or resolved_digest
+    return Build(id=enabled.build, digest=digest) if digest else None

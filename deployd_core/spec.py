@@ -1,0 +1,94 @@
+"""A service spec: what is written in ``web.toml`` and stored, as JSON of the same shape, in the `spec` node.
+
+Tables that name a plugin (``{ use = "http", … }``) are kept as they are written; `deployd_core.config` resolves them against
+the plugins' own option types.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from deployd_core.errors import ConfigError
+from deployd_core.model import Instance
+from deployd_core.units import Duration, Share, Size
+
+Table = dict[str, Any]
+
+
+class ServiceTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[service]``"""
+
+    root: Annotated[str, Meta(description="directory of the service on each host, absolute")]
+    keep_releases: Annotated[int, Meta(ge=2, description="releases to keep on disk beside those in use")] = 5
+    keep_bytes: Annotated[Size | None, Meta(description="bytes of releases to keep at most; those in use always stay")] = None
+    reserve: Annotated[Size, Meta(description="free space to leave on the disk when a build is fetched and unpacked")] = Size("200MB")
+
+
+class InstancesTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[instances]``"""
+
+    names: Annotated[tuple[str, ...], Meta(description="names; digits after an @ are the port")] = ()
+    count: Annotated[int, Meta(ge=1, le=10_000, description="instead of names: how many, with `pattern`")] | None = None
+    pattern: Annotated[str, Meta(description='such as "web@{port}" or "web-{number}"; {number} counts from 1')] = ""
+    first_port: Annotated[int, Meta(ge=1, le=65535, description="the port of the first instance of a pattern")] | None = None
+    manager: Annotated[Table | None, Meta(description="what starts and stops them")] = None
+    probe: Annotated[Table | None, Meta(description="what tells whether one is healthy")] = None
+    gate: Annotated[Table | None, Meta(description="what turns the traffic of one off and on")] = None
+    warmup: Annotated[tuple[str, ...], Meta(description="paths to request before traffic comes back")] = ()
+    min_available: Annotated[Share, Meta(description="never fewer open and healthy on a host because of a deploy")] = Share(0)
+    restart_timeout: Annotated[Duration, Meta(description="longest a manager may take to restart one")] = Duration("1m")
+    healthy_timeout: Annotated[Duration, Meta(description="longest from a restart until one is healthy and stable")] = Duration("5m")
+
+
+class RestartTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[restart]``"""
+
+    strategy: Annotated[str, Meta(description="name of the strategy: see `deployd strategies list`")] = "all-at-once"
+    options: Annotated[Table, Meta(description="the strategy's own options: see `deployd strategies show NAME`")] = {}
+
+
+class RolloutTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[rollout]``"""
+
+    budget: Annotated[Share, Meta(description="hosts that may fail before the rollout halts")] = Share(0)
+
+
+class ServiceSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything an agent has to know of a service."""
+
+    service: ServiceTable
+    source: Table
+    steps: tuple[Table, ...] = ()
+    instances: InstancesTable = InstancesTable()
+    restart: RestartTable = RestartTable()
+    rollout: RolloutTable = RolloutTable()
+
+    def instances_of(self, service: str) -> tuple[Instance, ...]:
+        """The instances of the service on every host.
+
+        Raises:
+            ConfigError: Neither or both of names and count are given, a name is malformed, or two are the same.
+        """
+        table = self.instances
+        if table.names and table.count:
+            raise ConfigError("[instances] gives both names and count", hint="keep one of them")
+        names = table.names or tuple(self._pattern_names())
+        instances = tuple(Instance.parse(service, name) for name in names)
+        if len({instance.name for instance in instances}) != len(instances):
+            raise ConfigError("[instances] names one instance twice")
+        return instances
+
+    def _pattern_names(self) -> list[str]:
+        table = self.instances
+        if table.count is None:
+            return []
+        if "{port}" in table.pattern and table.first_port is None:
+            raise ConfigError("[instances] pattern has {port} but there is no first_port")
+        if table.count > 1 and "{port}" not in table.pattern and "{number}" not in table.pattern:
+            raise ConfigError(f"[instances] pattern {table.pattern!r} gives {table.count} instances one name", hint="use {port} or {number}")
+        first = table.first_port or 0
+        return [
+            table.pattern.replace("{port}", str(first + index)).replace("{number}", str(index + 1)) for index in range(table.count)
+        ]

@@ -1,0 +1,1 @@
+"""The other plugins that ship with deployd, one folder per kind."""

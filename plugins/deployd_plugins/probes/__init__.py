@@ -1,0 +1,1 @@
+"""Probes that ship with deployd."""

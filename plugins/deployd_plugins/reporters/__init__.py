@@ -1,0 +1,1 @@
+"""Reporters that ship with deployd."""
