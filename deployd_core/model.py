@@ -124,6 +124,18 @@ class ProcessId(Struct, frozen=True, order=True):
     started: float
 
 
+class Flip(Struct, frozen=True, kw_only=True):
+    """A moment at which `current` was pointed at a build; kept on disk, bounded.
+
+    `boot` and `boot_time` (seconds since that boot) are comparable with `ProcessId.started`; `at` is for people.
+    """
+
+    build: str
+    boot: str
+    boot_time: float
+    at: str
+
+
 class State(Enum):
     """What a manager says an instance is doing."""
 
