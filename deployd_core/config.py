@@ -1,0 +1,198 @@
+"""agent.toml and service specs, from text into the model. An error names the file, the key and the fix."""
+
+from __future__ import annotations
+
+import socket
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from deployd_core.api import Gate, Manager, Options, Probe, ProbeOptions, Reporter, Source, Step, StepOptions, Strategy
+from deployd_core.boundary import Bound
+from deployd_core.errors import ConfigError
+from deployd_core.model import Instance, check_name
+from deployd_core.plugins import Kind, Plugins, convert
+from deployd_core.spec import ServiceSpec, Table
+from deployd_core.units import Duration, encode_unit
+
+AGENT_FILE = Path("/etc/deployd/agent.toml")
+PLUGIN_DIRECTORY = Path("/etc/deployd/plugins.d")
+
+
+class ZooKeeperTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[zookeeper]``"""
+
+    hosts: Annotated[str, Meta(description="host:port of every server of the ensemble, joined by commas")] = "127.0.0.1:2181"
+    chroot: Annotated[str, Meta(description="the node that everything lies under", pattern=r"^/[^/]+(/[^/]+)*$")] = "/deployd"
+    session_timeout: Annotated[Duration, Meta(description="how long the ensemble waits for a silent agent")] = Duration("10s")
+
+
+class PluginsTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[plugins]``"""
+
+    directory: Annotated[str, Meta(description="single-file plugins")] = str(PLUGIN_DIRECTORY)
+    disabled: Annotated[tuple[str, ...], Meta(description="plugins that are not to be used")] = ()
+
+
+class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``agent.toml``"""
+
+    host: Annotated[str, Meta(description="this host's name; the machine's by default")] = ""
+    zone: Annotated[str, Meta(description="the failure domain this host is in")] = "default"
+    services: Annotated[tuple[str, ...], Meta(description="the services this host runs")] = ()
+    state_directory: Annotated[str, Meta(description="the agent's lock file")] = "/run/deployd"
+    observe_every: Annotated[Duration, Meta(description="how often an idle agent looks at its instances")] = Duration("30s")
+    zookeeper: ZooKeeperTable = ZooKeeperTable()
+    plugins: PluginsTable = PluginsTable()
+    reporters: tuple[Table, ...] = ()
+
+
+class ServiceSetup(Struct, frozen=True, kw_only=True):
+    """A spec with its plugins made: what an engine works with."""
+
+    spec: ServiceSpec
+    instances: tuple[Instance, ...]
+    strategy: Bound[Strategy[Any]]
+    source: Bound[Source[Any]]
+    steps: tuple[Bound[Step[Any]], ...]
+    step_markers: tuple[str, ...]
+    """One per step: its place, its plugin and its options, so that a changed step runs again."""
+    manager: Bound[Manager[Any]] | None
+    probe: Bound[Probe[Any]] | None
+    gate: Bound[Gate[Any]] | None
+
+    @property
+    def probe_options(self) -> ProbeOptions:
+        """What the spec's probe was told; the defaults when there is none."""
+        return self.probe.plugin.options if self.probe else ProbeOptions()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: It is missing, unreadable, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def load_agent_config(path: Path) -> AgentConfig:
+    """Read agent.toml.
+
+    Raises:
+        ConfigError: It is missing or wrong.
+    """
+    config: AgentConfig = convert(read_toml(path), AgentConfig, where=str(path))
+    if not config.host:
+        config = msgspec.structs.replace(config, host=socket.gethostname())
+    check_name(config.host, f"{path}: host")
+    check_name(config.zone, f"{path}: zone")
+    for service in config.services:
+        check_name(service, f"{path}: service")
+    return config
+
+
+def load_spec(path: Path, plugins: Plugins, service: str) -> ServiceSpec:
+    """Read a service spec from a TOML file and check it as far as it can be without a host.
+
+    Raises:
+        ConfigError: It is missing or wrong.
+        UnknownPlugin: It names a plugin that is not here.
+    """
+    spec: ServiceSpec = convert(read_toml(path), ServiceSpec, where=str(path), hint="see docs/spec.md")
+    set_up(spec, service, plugins, where=str(path))
+    return spec
+
+
+def spec_to_json(spec: ServiceSpec) -> bytes:
+    """A spec as it is stored."""
+    return msgspec.json.format(msgspec.json.encode(spec, enc_hook=encode_unit), indent=2)
+
+
+def set_up(spec: ServiceSpec, service: str, plugins: Plugins, *, where: str = "") -> ServiceSetup:
+    """Make the plugins that a spec names, each checked against its own options.
+
+    Args:
+        spec: The spec.
+        service: Its service.
+        plugins: Where to look the names up.
+        where: The file or node it comes from, for messages.
+
+    Raises:
+        ConfigError: A value is wrong; the message names its table.
+        UnknownPlugin: A table names a plugin that is not here.
+    """
+    where = where or service
+    if not Path(spec.service.root).is_absolute() or spec.service.root == "/":
+        raise ConfigError(f"{where}: [service] root {spec.service.root!r} must be an absolute path below /")
+    instances = spec.instances_of(check_name(service, "service"))
+    manager = _maybe(plugins, Kind.MANAGER, spec.instances.manager, f"{where}: [instances] manager")
+    if instances and manager is None:
+        raise ConfigError(f"{where}: [instances] has no manager", hint='say what restarts them: manager = { use = "systemd" }')
+    restart = spec.restart
+    return ServiceSetup(
+        spec=spec,
+        instances=instances,
+        strategy=plugins.make(Kind.STRATEGY, restart.strategy, restart.options, where=f"{where}: [restart.options]"),
+        source=_source(plugins, spec.source, f"{where}: [source]"),
+        steps=tuple(_named(plugins, Kind.STEP, table, f"{where}: [[steps]] {n}") for n, table in enumerate(spec.steps, start=1)),
+        step_markers=tuple(_step_marker(n, table) for n, table in enumerate(spec.steps, start=1)),
+        manager=manager,
+        probe=_maybe(plugins, Kind.PROBE, spec.instances.probe, f"{where}: [instances] probe"),
+        gate=_maybe(plugins, Kind.GATE, spec.instances.gate, f"{where}: [instances] gate"),
+    )
+
+
+def make_reporters(config: AgentConfig, plugins: Plugins) -> tuple[Bound[Reporter[Any]], ...]:
+    """Make the reporters that agent.toml names.
+
+    Raises:
+        ConfigError: An option is wrong.
+        UnknownPlugin: There is no reporter of that name.
+    """
+    return tuple(
+        _named(plugins, Kind.REPORTER, table, f"[[reporters]] {number}") for number, table in enumerate(config.reporters, start=1)
+    )
+
+
+def step_timeout(step: Bound[Step[Any]]) -> float:
+    """Seconds a step may take."""
+    options: Options = step.plugin.options
+    return float(options.timeout) if isinstance(options, StepOptions) else float(StepOptions().timeout)
+
+
+def _named(plugins: Plugins, kind: Kind, table: Table, where: str) -> Bound[Any]:
+    name = table.get("use")
+    if not isinstance(name, str):
+        raise ConfigError(f"{where} does not say which {kind.value}", hint=f'write use = "NAME": see `deployd {kind.plural} list`')
+    return plugins.make(kind, name, {key: value for key, value in table.items() if key != "use"}, where=where)
+
+
+def _maybe(plugins: Plugins, kind: Kind, table: Table | None, where: str) -> Bound[Any] | None:
+    return None if table is None else _named(plugins, kind, table, where)
+
+
+def _source(plugins: Plugins, table: Table, where: str) -> Bound[Source[Any]]:
+    """A source may be named by the scheme of its URL alone."""
+    url = table.get("url")
+    if "use" not in table and isinstance(url, str):
+        table = {"use": urlsplit(url).scheme or "file", **table}
+    return _named(plugins, Kind.SOURCE, table, where)
+
+
+def _step_marker(number: int, table: Table) -> str:
+    import hashlib  # noqa: PLC0415 - costs 5 ms, and only an engine with steps needs it
+
+    digest = hashlib.sha256(msgspec.json.encode(table, order="sorted")).hexdigest()[:12]
+    return f"{number:02d}-{table.get('use', '')}-{digest}"
