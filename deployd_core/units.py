@@ -44,13 +44,14 @@ class Duration(float):
         return super().__new__(cls, value)
 
     def __str__(self) -> str:
-        if self < 1:
-            return f"{round(self * 1000)}ms" if self else "0s"
-        left, text = float(self), ""
-        for unit in ("d", "h", "m"):
-            count, left = divmod(left, _DURATION_UNITS[unit])
-            text += f"{count:.0f}{unit}" if count else ""
-        return text + (f"{left:.3f}".rstrip("0").rstrip(".") + "s" if left >= 0.001 else "")
+        left = round(self * 1000)  # rounded first, or 59.9999 would be "60s"
+        if left < 1000:
+            return f"{left}ms" if left else "0s"
+        text = ""
+        for unit, milliseconds in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)):
+            count, left = divmod(left, milliseconds)
+            text += f"{count}{unit}" if count else ""
+        return text + (f"{left / 1000:g}s" if left else "")
 
     def __repr__(self) -> str:
         return f"Duration({str(self)!r})"
