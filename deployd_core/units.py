@@ -69,7 +69,8 @@ class Size(int):
             match = _SIZE.fullmatch(value)
             if match is None:
                 raise ValueError(f"{value!r} is not a size: write it with a unit, such as 500MB, 2GiB")
-            value = int(float(match[1]) * _SIZE_UNITS[match[2]])
+            whole, _, decimals = match[1].partition(".")  # by integers: a float would lose bytes above 8 PiB, and of "2.3kB" one
+            value = int(whole + decimals) * _SIZE_UNITS[match[2]] // 10 ** len(decimals)
         if value < 0:
             raise ValueError(f"{value!r} is not a size: it must not be negative")
         return super().__new__(cls, value)

@@ -31,7 +31,9 @@ def test_what_a_plugin_raises_on_purpose_passes(error):
     assert error is caught.value
 
 
-@pytest.mark.parametrize("error", [ValueError("bad"), ZeroDivisionError("zero"), SystemExit(3), RecursionError("deep"), MemoryError("full")])
+@pytest.mark.parametrize(
+    "error", [ValueError("bad"), ZeroDivisionError("zero"), SystemExit(3), RecursionError("deep"), MemoryError("full")]
+)
 def test_anything_else_is_the_plugins_fault(error):
     """The message names the plugin, its distribution and version, and what it was asked for; the original is the cause."""
     with pytest.raises(PluginError) as caught:

@@ -49,7 +49,9 @@ def test_a_digest_is_sha256_in_hexadecimal():
     assert "sha256:" + "0" * 64 == check_digest("sha256:" + "0" * 64)
 
 
-@pytest.mark.parametrize("digest", ["", "0" * 64, "md5:" + "0" * 32, "sha256:" + "0" * 63, "sha256:" + "A" * 64, "sha256:" + "g" * 64])
+@pytest.mark.parametrize(
+    "digest", ["", "0" * 64, "md5:" + "0" * 32, "sha256:" + "0" * 63, "sha256:" + "A" * 64, "sha256:" + "g" * 64]
+)
 def test_a_bad_digest_is_refused(digest):
     """Anything but sha256 and 64 lower-case hexadecimal digits is refused."""
     with pytest.raises(ConfigError, match="digest"):
@@ -77,7 +79,8 @@ def test_a_placeholder_without_a_value_is_refused(values):
 
 
 @pytest.mark.parametrize(
-    ("name", "port"), [("web@8001", 8001), ("web", None), ("web@blue", None), ("web@1@65535", 65535), ("celery:worker-1", None), ("web@", None)]
+    ("name", "port"),
+    [("web@8001", 8001), ("web", None), ("web@blue", None), ("web@1@65535", 65535), ("celery:worker-1", None), ("web@", None)],
 )
 def test_digits_after_the_at_are_the_port(name, port):
     """An instance knows the port that its name ends in."""

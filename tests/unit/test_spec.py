@@ -20,7 +20,9 @@ def test_instances_are_those_named():
     """Names are kept in their order, and belong to the service."""
     instances = spec(names=("web@8002", "web@8001")).instances_of("web")
 
-    assert [("web", "web@8002", 8002), ("web", "web@8001", 8001)] == [(found.service, found.name, found.port) for found in instances]
+    assert [("web", "web@8002", 8002), ("web", "web@8001", 8001)] == [
+        (found.service, found.name, found.port) for found in instances
+    ]
 
 
 def test_a_service_may_have_no_instances():

@@ -50,7 +50,16 @@ def test_the_text_of_a_duration_is_stable(seconds):
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("10B", 10), ("64kB", 64_000), ("500MB", 500_000_000), ("2GiB", 2 << 30), ("1.5 GB", 1_500_000_000), ("1TiB", 1 << 40)]
+    ("text", "size"),
+    [
+        ("10B", 10),
+        ("64kB", 64_000),
+        ("500MB", 500_000_000),
+        ("2GiB", 2 << 30),
+        ("1.5 GB", 1_500_000_000),
+        ("1TiB", 1 << 40),
+        ("2.3kB", 2300),
+    ],
 )
 def test_a_size_is_read_in_bytes(text, size):
     """Powers of 1000 and of 1024 are told apart."""
@@ -132,7 +141,9 @@ def test_an_unknown_type_is_a_programming_error():
         decode_unit(complex, 1)
 
 
-@pytest.mark.parametrize(("unit", "text"), [(Duration("90s"), "Duration('1m30s')"), (Size("1kB"), "Size('1kB')"), (Share("5%"), "Share('5%')")])
+@pytest.mark.parametrize(
+    ("unit", "text"), [(Duration("90s"), "Duration('1m30s')"), (Size("1kB"), "Size('1kB')"), (Share("5%"), "Share('5%')")]
+)
 def test_a_unit_shows_as_it_is_written(unit, text):
     """The representation of a unit is its constructor call."""
     assert text == repr(unit)
