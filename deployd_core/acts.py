@@ -1,0 +1,125 @@
+"""What a planner may ask of the engine: the closed list of acts."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from deployd_core.model import Action, FleetLimit
+
+
+class Act(Struct, frozen=True):
+    """Something to do. At most one act of a key is under way."""
+
+    @property
+    def key(self) -> str:
+        """What tells acts apart: the verb, and the instance or step it is about."""
+        return type(self).__name__.lower()
+
+    @property
+    def doing(self) -> str:
+        """What is being done, for a person."""
+        return type(self).__name__.lower()
+
+
+class Resolve(Act, frozen=True):
+    """Ask the source for the digest that nobody pinned."""
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return "asking the source for the digest"
+
+
+class Fetch(Act, frozen=True):
+    """Download the build and verify its digest."""
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return "fetching and verifying the build"
+
+
+class Unpack(Act, frozen=True):
+    """Unpack the verified archive aside, and publish it as a release."""
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return "unpacking the build"
+
+
+class RunStep(Act, frozen=True):
+    """Run one post-install step in the release."""
+
+    number: int
+    marker: str
+
+    @property
+    def key(self) -> str:
+        """One step at a time is under way, but each fails for itself."""
+        return f"runstep:{self.marker}"
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return f"running post-install step {self.number + 1}"
+
+
+class TakePermit(Act, frozen=True):
+    """Ask for the right to restart."""
+
+    limit: FleetLimit
+    priority: int = 0
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return "asking for a permit"
+
+
+class Flip(Act, frozen=True):
+    """Point `current` at the release."""
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return "flipping current to the release"
+
+
+class InstanceAct(Act, frozen=True):
+    """An act on one instance."""
+
+    instance: str
+
+    @property
+    def key(self) -> str:
+        """The verb and the instance."""
+        return f"{type(self).__name__.lower()}:{self.instance}"
+
+
+class CloseGate(InstanceAct, frozen=True):
+    """Turn the traffic of an instance off."""
+
+
+class OpenGate(InstanceAct, frozen=True):
+    """Turn the traffic of an instance on."""
+
+
+class Restart(InstanceAct, frozen=True):
+    """Bring an instance onto the new release."""
+
+    action: Action = Action.RESTART
+
+
+class WarmUp(InstanceAct, frozen=True):
+    """Send the warm-up requests of the spec past the closed gate."""
+
+
+class Settle(Act, frozen=True):
+    """Mark the release as good, give the permit back with the report, and tidy up."""
+
+
+class RecordFailure(Act, frozen=True):
+    """Enter this host into the failures of the rollout; its permit stays."""
+
+    reason: str

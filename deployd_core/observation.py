@@ -1,0 +1,106 @@
+"""What the planner is given: everything that was observed about one service on one host, as one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct, field
+
+from deployd_core.model import Build, FleetView, Health, PermitView, Role, State
+from deployd_core.units import Share
+
+
+class Rules(Struct, frozen=True, kw_only=True):
+    """What a spec says about the cycle. Times in seconds."""
+
+    gate: bool = False
+    warmup: bool = False
+    healthy_after: int = 2
+    stable_for: float = 1.0
+    healthy_timeout: float = 300.0
+    drain_timeout: float = 30.0
+    min_available: Share = Share(0)
+
+
+class InstanceFacts(Struct, frozen=True, kw_only=True):
+    """What was observed of an instance."""
+
+    name: str
+    port: int | None = None
+    looked: bool = False
+    """It has been looked at since the last thing that was done to it."""
+    state: State = State.UNKNOWN
+    running: bool = False
+    """It has a main process."""
+    serves: str | None = None
+    health: Health = Health.UNKNOWN
+    streak: int = 0
+    """Healthy answers in a row, from this very process."""
+    healthy_since: float | None = None
+    reason: str = ""
+    """The last word of the probe or the manager."""
+    ordered: bool = False
+    """This engine has had it restarted for the wanted build. Lost on a crash, which costs a wait at most."""
+    warm: bool = False
+    """The warm-up requests have been sent to this very process."""
+    gate_closed: bool = False
+    in_flight: int | None = None
+
+
+class Setback(Struct, frozen=True, kw_only=True):
+    """An act failed: why, and when it may be tried again."""
+
+    reason: str
+    retry_at: float
+    permanent: bool = False
+    """Trying again cannot help until the spec or the enabled build changes."""
+
+
+class Staging(Struct, frozen=True, kw_only=True):
+    """How far the wanted build is on this host's disk."""
+
+    fetched: bool = False
+    unpacked: bool = False
+    steps_done: frozenset[str] = frozenset()
+    on_disk_digest: str | None = None
+    """Digest of the release that has the wanted id, whatever was pinned."""
+
+
+class Observation(Struct, frozen=True, kw_only=True):
+    """Everything the planner knows, at one moment."""
+
+    now: float
+    service: str
+    host: str
+    zone: str = "default"
+    role: Role = Role.FLEET
+    build: str | None
+    """The id of the enabled build."""
+    digest: str | None = None
+    """Pinned, or told by the source; None when neither."""
+    staging: Staging = Staging()
+    steps: tuple[str, ...] = ()
+    """Markers of the post-install steps, in order."""
+    current: str | None = None
+    flip_problem: str = ""
+    good: bool = False
+    """The wanted build is marked as the last good one."""
+    instances: tuple[InstanceFacts, ...] = ()
+    rules: Rules = Rules()
+    connected: bool = True
+    permit: PermitView = PermitView()
+    fleet: FleetView = FleetView()
+    failure: str | None = None
+    """Why this host failed in this rollout."""
+    busy: frozenset[str] = frozenset()
+    """Keys of acts under way."""
+    setbacks: Mapping[str, Setback] = field(default_factory=dict)
+    """By key of the act that failed."""
+    waits: Mapping[str, float] = field(default_factory=dict)
+    """Since when something has been waited for; see `Decision.waits`."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> Build | None:
+        """The build with its digest, once both are known."""
+        return Build(id=self.build, digest=self.digest) if self.build and self.digest else None

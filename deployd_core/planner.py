@@ -1,0 +1,234 @@
+"""PURE: what a host should do next about one service. No I/O, no clock, no memory.
+
+The engine observes, asks `plan_host`, starts the acts it is given, and asks again when anything has changed. A crash is no special
+case: the next observation finds what is done and what is left. The shape (a planner that yields the next moves and can be cut off
+after any of them) follows the quorum planner of patroni and the message-in, messages-out core of etcd's raft.
+
+The life of a deploy on a host::
+
+    resolve → fetch → unpack → steps        staging: disturbs nothing, needs no permit
+    → permit → flip                         only when staged, only while ZooKeeper answers
+    → the cycle of each instance            close gate → drained → restart → healthy → warm up → open gate → stable
+    → settle                                mark the release good, give the permit back, tidy up
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from msgspec import Struct
+
+from deployd_core import cycle
+from deployd_core.acts import Act, Fetch, Flip, OpenGate, RecordFailure, Resolve, RunStep, Settle, TakePermit, Unpack
+from deployd_core.errors import DeploydError
+from deployd_core.model import Health, HostView, InstanceView, Phase, Plan
+from deployd_core.observation import Observation
+
+_ZOOKEEPER_AWAY = "ZooKeeper does not answer: nothing new begins until it does"
+
+
+class HostStep(Enum):
+    """What a host is doing about a service; the `step` of its report."""
+
+    IDLE = "idle"  # nothing is enabled
+    FETCHING = "fetching"
+    UNPACKING = "unpacking"
+    PREPARING = "preparing"  # runs post-install steps
+    WAITING = "waiting"  # for a permit
+    FLIPPING = "flipping"
+    RESTARTING = "restarting"
+    CHECKING = "checking"  # serves the wanted build, and is finding out whether it is healthy
+    DEGRADED = "degraded"  # serves the wanted build, but not every instance is healthy
+    CONVERGED = "converged"
+    FAILED = "failed"  # keeps its permit until it is healthy or a person decides
+    BLOCKED = "blocked"  # a person must change something; nothing was disturbed
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """What to do now, and what to say about it."""
+
+    step: HostStep
+    acts: tuple[Act, ...] = ()
+    reason: str = ""
+    deadline: float | None = None
+    """When the wait ends in a failure."""
+    waits: frozenset[str] = frozenset()
+    """What is being waited for. The engine remembers since when, and hands it back in `Observation.waits`: losing it on a crash
+    makes a wait longer, never wrong."""
+    instances: tuple[InstanceView, ...] = ()
+    plan: Plan | None = None
+
+
+def plan_host(seen: Observation, strategy: Callable[[HostView], Plan]) -> Decision:
+    """Decide what the host does next.
+
+    Args:
+        seen: What was observed.
+        strategy: The strategy's plan; may raise `DeploydError`, which the engine reports.
+    """
+    if seen.build is None:
+        return _decide(seen, HostStep.IDLE, reason="nothing is enabled")
+    return _plan_staging(seen) or _plan_serving(seen, strategy)
+
+
+def _plan_serving(seen: Observation, strategy: Callable[[HostView], Plan]) -> Decision:
+    """The build is on the disk: have every instance serve it."""
+    views = cycle.views(seen)
+    flipped = seen.current == seen.build
+    if flipped and not seen.permit.held and all(view.phase is not Phase.STALE for view in views):
+        return _plan_at_rest(seen, views)
+    if not seen.permit.held and not all(facts.looked for facts in seen.instances):
+        return _decide(seen, HostStep.CHECKING, reason="looking at the instances", views=views)
+    if flipped and views_ready(views):
+        return _decide(seen, HostStep.RESTARTING, acts=_unless_busy(seen, Settle()), reason="settling", views=views)
+    if seen.failure is not None:
+        return _decide(seen, HostStep.FAILED, reason=seen.failure, views=views)
+    return _plan_restart(seen, views, strategy)
+
+
+def views_ready(views: tuple[InstanceView, ...]) -> bool:
+    """Whether every instance serves the wanted build, healthy and open."""
+    return all(view.phase is Phase.READY for view in views)
+
+
+def _plan_staging(seen: Observation) -> Decision | None:
+    """Bring the build onto the disk. None when it is all there."""
+    staging = seen.staging
+    if staging.unpacked and seen.digest and staging.on_disk_digest not in (None, seen.digest):
+        reason = (
+            f"build {seen.build} on disk has digest {staging.on_disk_digest}, but {seen.digest} is enabled: "
+            "a build id names one artifact for ever; publish it under a new id"
+        )
+        return _decide(seen, HostStep.BLOCKED, reason=reason)
+    act: Act
+    if seen.digest is None:
+        step, act = HostStep.FETCHING, Resolve()
+    elif not staging.unpacked and not staging.fetched:
+        step, act = HostStep.FETCHING, Fetch()
+    elif not staging.unpacked:
+        step, act = HostStep.UNPACKING, Unpack()
+    else:
+        missing = [number for number, marker in enumerate(seen.steps) if marker not in staging.steps_done]
+        if not missing:
+            return None
+        step, act = HostStep.PREPARING, RunStep(number=missing[0], marker=seen.steps[missing[0]])
+    setback = seen.setbacks.get(act.key)
+    if setback is None:
+        return _decide(seen, step, acts=_unless_busy(seen, act), reason=act.doing)
+    if setback.permanent:
+        return _decide(seen, HostStep.BLOCKED, reason=setback.reason)
+    acts = _unless_busy(seen, act) if setback.retry_at <= seen.now else ()
+    return _decide(seen, step, acts=acts, reason=setback.reason)
+
+
+def _plan_at_rest(seen: Observation, views: tuple[InstanceView, ...]) -> Decision:
+    """Nothing has to be restarted and no permit is held: at most something is to be put on record."""
+    if views_ready(views):
+        acts = () if seen.good and seen.failure is None else _unless_busy(seen, Settle())
+        return _decide(seen, HostStep.CONVERGED, acts=acts, views=views)
+    if seen.failure is not None:
+        return _decide(seen, HostStep.FAILED, reason=seen.failure, views=views)
+    sick = [facts for facts in seen.instances if facts.health is Health.UNHEALTHY]
+    if sick:
+        return _decide(seen, HostStep.DEGRADED, reason=f"{sick[0].name}: {sick[0].reason}", views=views)
+    return _decide(seen, HostStep.CHECKING, reason="looking at the instances", views=views)
+
+
+def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: Callable[[HostView], Plan]) -> Decision:
+    """Ask the strategy, and carry out as much of its plan as the rules allow."""
+    view = HostView(
+        service=seen.service,
+        host=seen.host,
+        zone=seen.zone,
+        role=seen.role,
+        build=seen.build or "",
+        instances=views,
+        permit=seen.permit,
+        fleet=seen.fleet,
+        facts=seen.facts,
+        now=seen.now,
+    )
+    try:
+        plan = strategy(view)
+    except DeploydError as error:
+        if not seen.permit.held:
+            return _decide(seen, HostStep.BLOCKED, reason=error.message, views=views)
+        plan = Plan(cycle=(), why=error.message)  # what is in the cycle already goes on without the strategy
+    impossible = cycle.impossible(plan, seen.rules, len(views))
+    if impossible:
+        return _decide(seen, HostStep.BLOCKED, reason=impossible, views=views, plan=plan)
+    if not seen.permit.held:
+        return _plan_permit(seen, views, plan)
+    if seen.current != seen.build:
+        return _plan_flip(seen, views, plan)
+    moves = cycle.plan(seen, views, plan)
+    acts: tuple[Act, ...] = moves.acts
+    if moves.failure:
+        acts = (*acts, *_unless_busy(seen, RecordFailure(reason=moves.failure)))
+    return _decide(
+        seen,
+        HostStep.RESTARTING,
+        acts=acts,
+        reason=moves.failure or moves.reason,
+        deadline=moves.deadline,
+        waits=moves.waits,
+        views=views,
+        plan=plan,
+    )
+
+
+def _plan_permit(seen: Observation, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
+    act = TakePermit(limit=plan.limit, priority=plan.priority)
+    setback = seen.setbacks.get(act.key)
+    acts: tuple[Act, ...] = ()
+    if not seen.connected:
+        reason = _ZOOKEEPER_AWAY
+    elif setback is not None and setback.retry_at > seen.now:
+        reason = setback.reason
+    else:
+        reason, acts = setback.reason if setback else act.doing, _unless_busy(seen, act)
+    return _decide(seen, HostStep.WAITING, acts=acts, reason=reason, views=views, plan=plan)
+
+
+def _plan_flip(seen: Observation, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
+    act = Flip()
+    setback = seen.setbacks.get(act.key)
+    if seen.flip_problem:
+        return _decide(seen, HostStep.BLOCKED, reason=seen.flip_problem, views=views, plan=plan)
+    if not seen.connected:
+        return _decide(seen, HostStep.FLIPPING, reason=_ZOOKEEPER_AWAY, views=views)
+    if setback is not None and setback.retry_at > seen.now:
+        return _decide(seen, HostStep.FLIPPING, reason=setback.reason, views=views, plan=plan)
+    return _decide(seen, HostStep.FLIPPING, acts=_unless_busy(seen, act), reason=act.doing, views=views, plan=plan)
+
+
+def _decide(
+    seen: Observation,
+    step: HostStep,
+    *,
+    acts: tuple[Act, ...] = (),
+    reason: str = "",
+    deadline: float | None = None,
+    waits: frozenset[str] = frozenset(),
+    views: tuple[InstanceView, ...] | None = None,
+    plan: Plan | None = None,
+) -> Decision:
+    """A decision; outside the cycle it also opens every gate that was left closed."""
+    if views is None:
+        views = cycle.views(seen)
+    if step is not HostStep.RESTARTING and step is not HostStep.FAILED:
+        acts += tuple(act for view in views if view.gate_closed for act in _unless_busy(seen, OpenGate(instance=view.name)))
+    return Decision(
+        step=step,
+        acts=acts,
+        reason=reason,
+        deadline=deadline,
+        waits=waits | cycle.waiting(views),
+        instances=views,
+        plan=plan,
+    )
+
+
+def _unless_busy(seen: Observation, act: Act) -> tuple[Act, ...]:
+    return () if act.key in seen.busy else (act,)
