@@ -35,6 +35,7 @@ class Duration(float):
     """
 
     def __new__(cls, value: str | float) -> Duration:
+        """Read a duration."""
         if isinstance(value, str):
             if not _DURATION.fullmatch(value):
                 raise ValueError(f"{value!r} is not a duration: write it with a unit, such as 500ms, 30s, 1m30s, 2h")
@@ -65,12 +66,13 @@ class Size(int):
     """
 
     def __new__(cls, value: str | int) -> Size:
+        """Read a size."""
         if isinstance(value, str):
             match = _SIZE.fullmatch(value)
             if match is None:
                 raise ValueError(f"{value!r} is not a size: write it with a unit, such as 500MB, 2GiB")
             whole, _, decimals = match[1].partition(".")  # by integers: a float would lose bytes above 8 PiB, and of "2.3kB" one
-            value = int(whole + decimals) * _SIZE_UNITS[match[2]] // 10 ** len(decimals)
+            value = int(int(whole + decimals) * _SIZE_UNITS[match[2]] // 10 ** len(decimals))
         if value < 0:
             raise ValueError(f"{value!r} is not a size: it must not be negative")
         return super().__new__(cls, value)
@@ -95,7 +97,10 @@ class Share(str):
         ValueError: Neither a whole number nor a whole percentage up to 100.
     """
 
+    __slots__ = ()
+
     def __new__(cls, value: str | int) -> Share:
+        """Read a share."""
         text = str(value)
         match = _SHARE.fullmatch(text)
         if match is None or isinstance(value, bool) or (match[2] and int(match[1]) > 100):
