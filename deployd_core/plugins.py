@@ -101,7 +101,7 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     provider: Provider
 
 
-class Rejected(DeploydError):
+class Rejected(DeploydError):  # noqa: N818 - a verdict on a plugin, not an error of this program
     """A plugin cannot be used; the state says in which way."""
 
     def __init__(self, state: PluginState, message: str) -> None:
@@ -120,17 +120,20 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         self._providers: dict[str, Provider] = {}
         self._disabled: frozenset[str] = frozenset()
+        self._reserved_commands: frozenset[str] = frozenset()
 
     @classmethod
-    def load(cls, *, directory: Path | None = None, disabled: Iterable[str] = ()) -> Plugins:
+    def load(cls, *, directory: Path | None = None, disabled: Iterable[str] = (), reserved_commands: Iterable[str] = ()) -> Plugins:
         """Load every installed plugin and every file of `directory`.
 
         Args:
             directory: Single-file plugins, ``*.py``; a missing directory is an empty one.
             disabled: Entry points, files (without ``.py``) or plugin names that are not to be used.
+            reserved_commands: Names that a plugin's command cannot have.
         """
         plugins = cls()
         plugins._disabled = frozenset(disabled)
+        plugins._reserved_commands = frozenset(reserved_commands)
         offers: list[tuple[Kind, type[api.Plugin[Any]], Provider]] = []
         for provider, load in [*_installed(), *_single_files(directory)]:
             offers += plugins._take(provider, load)
@@ -227,7 +230,9 @@ class Plugins:
     def _offers(self, module: ModuleType, provider: Provider) -> list[tuple[Kind, type[api.Plugin[Any]], Provider]]:
         kinds = {kind.hook: kind for kind in Kind}
         offers: list[tuple[Kind, type[api.Plugin[Any]], Provider]] = []
-        for caller in self._manager.get_hookcallers(module) or []:
+        # What can still go wrong comes first: a broken module must leave neither a row that says ok nor a command behind.
+        order = [*kinds, "deployd_commands", *_hook_names()]
+        for caller in sorted(self._manager.get_hookcallers(module) or [], key=lambda caller: order.index(caller.name)):
             function = next(found.function for found in caller.get_hookimpls() if found.plugin is module)
             if caller.name == "deployd_commands":
                 self._add_commands(call_plugin(provider, f"in {caller.name}", lambda f=function: list(f())), provider)  # type: ignore[misc]
@@ -260,20 +265,23 @@ class Plugins:
                     self._row(provider, PluginState.DUPLICATE, f"the name {name!r} is also claimed by {others}; disable one", **row)
 
     def _add_commands(self, commands: list[Any], provider: Provider) -> None:
+        """Take all of a module's commands, or none."""
         for command in commands:
             name = getattr(command, "name", None)
             if not isinstance(name, str):
                 raise PluginError(f"deployd_commands returned {command!r}, which is not a click command")
-            if name in self.commands:
+            if name in self.commands or name in self._reserved_commands:
                 raise Rejected(PluginState.DUPLICATE, f"the command {name!r} is taken")
-            self.commands[name] = command
-            self._row(provider, PluginState.OK, kind="command", name=name, summary=command.get_short_help_str(80))
+        for command in commands:
+            self.commands[command.name] = command
+            self._row(provider, PluginState.OK, kind="command", name=command.name, summary=command.get_short_help_str(80))
 
     def _row(
         self, provider: Provider, state: PluginState, reason: str = "", *, kind: str = "", name: str = "", summary: str = ""
     ) -> None:
+        line = " ".join(reason.split())  # pluggy and some import errors speak in paragraphs
         self.rows.append(
-            PluginRow(name=name or provider.entry, kind=kind, summary=summary, provider=provider, state=state, reason=reason)
+            PluginRow(name=name or provider.entry, kind=kind, summary=summary, provider=provider, state=state, reason=line)
         )
 
 
