@@ -105,13 +105,10 @@ def listener(port: int) -> int | None:
     None when nobody does, or nobody that may be seen: only root sees the sockets of other users' processes.
     """
     found = [
-        (process, f"/proc/{process.pid}/fd/{connection.fd}")
-        for connection in psutil.net_connections(kind="tcp")
-        if connection.status == psutil.CONN_LISTEN
-        and connection.laddr
-        and connection.laddr.port == port
-        and connection.pid is not None
-        if (process := process_id(connection.pid)) is not None
+        (process, f"/proc/{process.pid}/fd/{socket.fd}")
+        for socket in psutil.net_connections(kind="tcp")
+        if socket.status == psutil.CONN_LISTEN and socket.laddr and socket.laddr.port == port and socket.pid is not None
+        if (process := process_id(socket.pid)) is not None
     ]
     if not found:
         return None

@@ -1,0 +1,135 @@
+"""Run commands for plugins: an argv list, a deadline, a session of its own, output to a file.
+
+Output goes to a file and never through a pipe: a daemon that a command leaves behind keeps its output open, and would hold the
+pipe (and whoever reads it) for as long as it lives, or die of it when we are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from deployd_core.api import ConfigError, Unavailable
+
+TAIL_BYTES = 2000
+"""How much of the end of a command's output goes into a message."""
+
+_OURS_ALONE = (
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "MAINPID",
+    "MANAGERPID",
+    "NOTIFY_SOCKET",
+    "SYSTEMD_EXEC_PID",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+)
+"""What systemd tells the agent about itself: a service that inherited it would speak to systemd in the agent's name."""
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    code: int | None
+    """Its exit code, negative for a signal; None when it was killed at the deadline."""
+    tail: str
+    """The end of its output, both streams as they came."""
+
+    def describe(self, command: str) -> str:
+        """Say it in words: ``start exited with 1: no such file``."""
+        how = "did not end in time and was killed" if self.code is None else f"was killed by signal {-self.code}"
+        if self.code is not None and self.code >= 0:
+            how = f"exited with {self.code}"
+        return f"{command} {how}" + (f": {self.tail}" if self.tail else "")
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    log: Path | None = None,
+) -> Outcome:
+    """Run a command to its end, at most `timeout` seconds; then its whole process group is killed.
+
+    `env` is added to the agent's own; the directory is told as PWD as well, unresolved. What the command leaves running in the
+    background lives on when it ends in time. The output is appended to `log`, or else thrown away after the tail was read.
+
+    Raises:
+        ConfigError: The command, its directory or the log cannot be used.
+        Unavailable: The machine has no room for another process.
+    """
+    import tempfile
+
+    try:
+        output: BinaryIO
+        with tempfile.TemporaryFile() if log is None else log.open("ab+") as output:
+            return _run(argv, output, timeout, _environment(env or {}, cwd), cwd)
+    except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
+        raise ConfigError(f"cannot run {argv[0]!r}: {error.strerror}: {error.filename}", hint="give an absolute path") from error
+    except (OSError, ValueError) as error:
+        # ValueError: a NUL in an argument. OSError: no memory, too many processes, an executable of no known format.
+        raise Unavailable(f"cannot run {argv[0]!r}: {error}") from error
+
+
+def wait_gone(pid: int, timeout: float) -> bool:
+    """Wait until a process has ended, or `timeout` seconds; True when it has. It need not be our child."""
+    import os
+    import select
+
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(max(0.0, timeout) * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def _run(argv: Sequence[str], output: BinaryIO, timeout: float, env: Mapping[str, str], cwd: Path | None) -> Outcome:
+    import os
+    import signal
+    import subprocess
+
+    begin = output.seek(0, os.SEEK_END)
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=env,
+        cwd=cwd,
+        start_new_session=True,
+    )
+    try:
+        if not wait_gone(process.pid, timeout):
+            return Outcome(None, _tail(output, begin))
+        return Outcome(process.wait(), _tail(output, begin))
+    finally:
+        if process.returncode is None:
+            # Not reaped yet, so that the group's number cannot have become somebody else's.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _environment(extra: Mapping[str, str], cwd: Path | None) -> dict[str, str]:
+    import os
+
+    inherited = {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
+    return inherited | ({"PWD": str(cwd)} if cwd else {}) | dict(extra)
+
+
+def _tail(output: BinaryIO, begin: int) -> str:
+    import os
+
+    end = output.seek(0, os.SEEK_END)
+    output.seek(max(begin, end - TAIL_BYTES))
+    return output.read(TAIL_BYTES).decode(errors="replace").strip()
