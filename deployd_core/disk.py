@@ -1,0 +1,106 @@
+"""Small things done to a disk so that a crash, or a full disk, leaves either the old or the new, and an error that says where."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deployd_core.errors import ConfigError, DeploydError, Unavailable
+from deployd_core.units import Size
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def disk_error(what: str, where: Path, error: OSError) -> DeploydError:
+    """Say what could not be done where, as the error the agent acts on: a full disk may be freed, a permission must be changed."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    path = error.filename if isinstance(error.filename, str) and error.filename.startswith("/") else str(where)
+    if error.errno in _FULL:
+        return Unavailable(f"{what}: the disk of {where} is full ({reason})", hint=f"free some space: df -h {where}; df -i {where}")
+    if error.errno in _FORBIDDEN:
+        return ConfigError(f"{what}: {path}: {reason}", hint=f"give the agent's user (uid {os.geteuid()}) the right to write there")
+    return Unavailable(f"{what}: {path}: {reason}")
+
+
+@contextmanager
+def disk_errors(what: str, where: Path) -> Iterator[None]:
+    """Turn an OSError of the body into one of ours.
+
+    Raises:
+        Unavailable: The disk is full or broken.
+        ConfigError: The agent may not write there.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(what, where, error) from error
+
+
+def require_free(where: Path, needed: int, reserve: int, what: str) -> None:
+    """Check that the file system of `where` holds `needed` more bytes and still has `reserve` left.
+
+    Raises:
+        Unavailable: It does not; the message says how much is missing.
+    """
+    stat = os.statvfs(where)
+    free = stat.f_bavail * stat.f_frsize
+    missing = needed + reserve - free
+    if missing > 0:
+        raise Unavailable(
+            f"{what}: the disk of {where} lacks {_rounded(missing)}: "
+            f"{_rounded(needed)} to come, {_rounded(reserve)} to keep in reserve, {_rounded(free)} free",
+            hint="free some space, or lower [service] keep_releases or reserve",
+        )
+
+
+def sync_directory(directory: Path) -> None:
+    """Make what was created, renamed or removed in a directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_filesystem(directory: Path) -> None:
+    """Make everything written to the file system of `directory` survive a power cut.
+
+    One syncfs(2) instead of an fsync for each of thousands of files, each of which waits for the disk (`bench/build_sync.py`
+    shows both). It also reports a write that failed in the background, which an fsync of another file would not.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(directory))
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a small file so that every reader, and a crash, sees the old content or the new one."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def _rounded(size: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return str(Size(size))
