@@ -8,7 +8,6 @@ touched. (pluggy's own loader stops at the first broken distribution.) The idea 
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
 import importlib.util
 import re
 import stat
@@ -24,6 +23,7 @@ import pluggy
 
 from deployd_core import api, hookspecs
 from deployd_core.boundary import Bound, Provider, call_plugin
+from deployd_core.entry_points import find_entry_points
 from deployd_core.errors import ConfigError, DeploydError, PluginError, UnknownPlugin
 from deployd_core.units import decode_unit
 
@@ -313,15 +313,8 @@ def _explain(message: str, kind: type[Any]) -> str:
 
 
 def _installed() -> Iterable[tuple[Provider, Callable[[], ModuleType]]]:
-    for point in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
-        distribution = point.dist
-        provider = Provider(
-            entry=point.name,
-            distribution=distribution.name if distribution else "?",
-            version=distribution.version if distribution else "",
-            origin=point.value,
-        )
-        yield provider, point.load
+    for point in find_entry_points(ENTRY_POINT_GROUP):
+        yield Provider(entry=point.name, distribution=point.distribution, version=point.version, origin=point.value), point.load
 
 
 def _single_files(directory: Path | None) -> Iterable[tuple[Provider, Callable[[], ModuleType]]]:

@@ -1,0 +1,112 @@
+"""`list` and `show`, the same for strategies and for plugins of every kind."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deployd_core.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from deployd_core.boundary import Provider
+    from deployd_core.plugins import Implementation, Kind, PluginRow, Plugins
+
+STATE_COLOURS = {"ok": "green", "disabled": "yellow"} | dict.fromkeys(("broken", "duplicate", "too-new"), "red")
+
+
+def print_rows(plugins: Plugins, kind: Kind | None, *, as_json: bool, group: str) -> None:
+    """Print what was found of a kind, and whatever broke before it could say its kind.
+
+    Args:
+        plugins: What was loaded.
+        kind: None for all.
+        as_json: JSON rather than a table.
+        group: Plural, for the JSON: ``strategies``.
+    """
+    rows = [row for row in plugins.rows if kind is None or row.kind in (kind.value, "")]
+    rows.sort(key=lambda row: not row.kind)  # what could not say its kind comes last
+    if as_json:
+        print_json(f"deployd.{group}.list/1", {group: [_row_as_json(row) for row in rows]})
+        return
+    cells = [(row.name, row.summary, row.kind, str(source_of(row.provider)), _state(row)) for row in rows]
+    print_table(("NAME", "SUMMARY", "KIND", "SOURCE", "STATE"), cells, shorten=1, colours=STATE_COLOURS)
+
+
+def print_plugin(plugins: Plugins, kind: Kind, name: str, *, as_json: bool, group: str) -> None:
+    """Print everything about one plugin.
+
+    Raises:
+        UnknownPlugin: There is none of that name that can be used.
+    """
+    from deployd_core.cli.describe import describe_options, options_schema
+
+    found = plugins.get(kind, name)
+    summary, _, rest = inspect.cleandoc(found.plugin.__doc__ or "").partition("\n")
+    options = describe_options(found.plugin.options_type)
+    if as_json:
+        body: dict[str, Any] = {
+            "name": name,
+            "kind": kind.value,
+            "summary": summary,
+            "description": rest.strip(),
+            "source": _source_as_json(found.provider),
+            "options": options,
+            "options_schema": options_schema(found.plugin.options_type),
+        }
+        print_json(f"deployd.{group}.show/1", body)
+        return
+    click.echo(f"{click.style(name, bold=True)}: {summary}")
+    if rest.strip():
+        click.echo(f"\n{rest.strip()}")
+    click.echo(f"\nKind    {kind.value}\nSource  {source_of(found.provider)}, {_where(found)}\n")
+    if not options:
+        click.echo("It has no options.")
+        return
+    cells = [(option.name, option.type, _default(option.default, required=option.required), option.meaning) for option in options]
+    print_table(("OPTION", "TYPE", "DEFAULT", "MEANING"), cells)
+
+
+def source_of(provider: Provider) -> str:
+    """Where a plugin comes from, in a few words: ``acme-deployd 0.3``, ``file /etc/deployd/plugins.d/x.py``."""
+    return f"{provider.distribution} {provider.version or provider.origin}"
+
+
+def _state(row: PluginRow) -> str:
+    reason = row.reason.removeprefix(f"plugin {row.provider} ")  # the other columns say that
+    return f"{row.state.value}: {reason}" if reason else row.state.value
+
+
+def _row_as_json(row: PluginRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "summary": row.summary,
+        "kind": row.kind or None,
+        "source": _source_as_json(row.provider),
+        "state": row.state.value,
+        "reason": row.reason,
+    }
+
+
+def _source_as_json(provider: Provider) -> dict[str, Any]:
+    return {
+        "distribution": provider.distribution,
+        "version": provider.version or None,
+        "entry": provider.entry,
+        "origin": provider.origin,
+    }
+
+
+def _where(found: Implementation) -> str:
+    return f"{found.plugin.__module__}.{found.plugin.__qualname__}" if found.provider.version else found.plugin.__qualname__
+
+
+def _default(value: Any, *, required: bool) -> str:
+    if required:
+        return "required"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None or value in ("", [], {}, ()):
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,186 @@
+"""Where things are: a flag, else the environment, else agent.toml, else the default. And the options that many commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from deployd_core.cli.groups import COMMANDS
+from deployd_core.errors import ConfigError
+from deployd_core.units import Duration
+
+if TYPE_CHECKING:
+    from deployd_core.config import AgentConfig
+    from deployd_core.plugins import Plugins
+
+AGENT_FILE = Path("/etc/deployd/agent.toml")
+PLUGIN_DIRECTORY = Path("/etc/deployd/plugins.d")
+DEFAULT_ZOOKEEPER = "127.0.0.1:2181/deployd"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Settings:
+    """What the flags said, and what follows from it. The context's object; filled by the options below."""
+
+    def __init__(self) -> None:
+        self.debug = False
+        self.config: Path | None = None
+        self.plugins_directory: Path | None = None
+        self.zookeeper: str | None = None
+        self.connect_timeout = Duration("10s")
+        self._plugins: Plugins | None = None
+
+    @cached_property
+    def agent_config(self) -> AgentConfig | None:
+        """agent.toml; None when nobody named one and the default is not there.
+
+        Raises:
+            ConfigError: It is wrong, or the one that was named is missing.
+        """
+        path = self.config or AGENT_FILE
+        if self.config is None and not path.is_file():
+            return None
+        from deployd_core.config import load_agent_config
+
+        return load_agent_config(path)
+
+    @property
+    def plugin_directory(self) -> Path:
+        """Where single-file plugins are.
+
+        Raises:
+            ConfigError: agent.toml is wrong.
+        """
+        if self.plugins_directory is not None:
+            return self.plugins_directory
+        return Path(self.agent_config.plugins.directory) if self.agent_config else PLUGIN_DIRECTORY
+
+    def plugins(self) -> Plugins:
+        """The plugins, loaded once.
+
+        Raises:
+            ConfigError: agent.toml is wrong.
+        """
+        if self._plugins is None:
+            from deployd_core.plugins import Plugins
+
+            disabled = self.agent_config.plugins.disabled if self.agent_config else ()
+            self._plugins = Plugins.load(directory=self.plugin_directory, disabled=disabled, reserved_commands=COMMANDS)
+        return self._plugins
+
+    def zookeeper_address(self) -> tuple[str, str]:
+        """The ensemble's ``host:port,…`` and the chroot.
+
+        Raises:
+            ConfigError: agent.toml is wrong, or the address is not one.
+        """
+        if self.zookeeper is None and self.agent_config is not None:
+            return self.agent_config.zookeeper.hosts, self.agent_config.zookeeper.chroot
+        address = self.zookeeper or DEFAULT_ZOOKEEPER
+        hosts, slash, chroot = address.partition("/")
+        if not hosts or chroot.endswith("/") or "//" in chroot or (slash and not chroot):
+            raise ConfigError(
+                f"{address!r} is not where a ZooKeeper can be",
+                hint="write HOST:PORT[,HOST:PORT…][/CHROOT], such as zk1:2181,zk2:2181/deployd",
+            )
+        return hosts, f"/{chroot}" if chroot else "/deployd"
+
+
+def duration(text: str) -> Duration:
+    """Read a length of time from the command line.
+
+    Raises:
+        click.BadParameter: It has no unit, or is none.
+    """
+    try:
+        return Duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _store(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        settings = ctx.ensure_object(Settings)
+        from_environment = ctx.get_parameter_source(param.name or "") is ParameterSource.ENVIRONMENT
+        if value is not None and not (from_environment and getattr(settings, attribute)):
+            setattr(settings, attribute, value)  # a flag before the command is not undone by the environment after it
+
+    return callback
+
+
+def config_options(command: F) -> F:
+    """``--config``, ``--plugins-dir`` and ``--debug``."""
+    for option in reversed(
+        (
+            click.option(
+                "--config",
+                envvar="DEPLOYD_CONFIG",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help=f"agent.toml to take defaults from. [default: {AGENT_FILE}, if there is one]",
+                callback=_store("config"),
+                expose_value=False,
+                show_envvar=True,
+            ),
+            click.option(
+                "--plugins-dir",
+                envvar="DEPLOYD_PLUGINS_DIR",
+                type=click.Path(path_type=Path),
+                metavar="DIR",
+                help=f"Single-file plugins. [default: agent.toml's, else {PLUGIN_DIRECTORY}]",
+                callback=_store("plugins_directory"),
+                expose_value=False,
+                show_envvar=True,
+            ),
+            debug_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def zookeeper_options(command: F) -> F:
+    """``--zookeeper`` and ``--connect-timeout``, and those of `config_options`."""
+    command = config_options(command)
+    for option in (
+        click.option(
+            "--connect-timeout",
+            type=duration,
+            metavar="DURATION",
+            help="How long to try. [default: 10s]",
+            callback=_store("connect_timeout"),
+            expose_value=False,
+        ),
+        click.option(
+            "--zookeeper",
+            envvar="DEPLOYD_ZOOKEEPER",
+            metavar="HOSTS[/CHROOT]",
+            help=f"Where ZooKeeper is. [default: agent.toml's, else {DEFAULT_ZOOKEEPER}]",
+            callback=_store("zookeeper"),
+            expose_value=False,
+            show_envvar=True,
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    default=None,
+    envvar="DEPLOYD_DEBUG",
+    help="Show the traceback of an error.",
+    callback=_store("debug"),
+    expose_value=False,
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+pass_settings = click.make_pass_decorator(Settings, ensure=True)
