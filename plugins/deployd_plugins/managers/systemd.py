@@ -84,7 +84,7 @@ class SystemdManager(Manager[SystemdOptions]):
     def start(self, call: InstanceCall) -> None:
         """Start the unit; nothing happens when it is active."""
         with self._unit(call) as unit:
-            unit.forget_failure()
+            unit.forget_starts()
             unit.job("StartUnit")
 
     def stop(self, call: InstanceCall) -> None:
@@ -95,7 +95,7 @@ class SystemdManager(Manager[SystemdOptions]):
     def restart(self, call: InstanceCall) -> None:
         """Restart the unit, or start it when it is not active."""
         with self._unit(call) as unit:
-            unit.forget_failure()
+            unit.forget_starts()
             unit.job("RestartUnit")
 
     def reload(self, call: InstanceCall) -> None:
@@ -152,9 +152,9 @@ class _Unit:
         ((_, value),) = self._call(self._path, "org.freedesktop.DBus.Properties", "Get", "ss", (_SERVICE, name))
         return value
 
-    def forget_failure(self) -> None:
-        """Clear what a failed unit remembers: its limit on starts per time would refuse the very start that mends it."""
-        if self.status().active == "failed":
+    def forget_starts(self) -> None:
+        """Clear what systemd remembers of its starts: past its limit (5 in 10 s) it would stop the unit and refuse to start it."""
+        if self.status().active != "inactive":
             self._call(_PATH, _MANAGER, "ResetFailedUnit", "s", (self._name,))
 
     def job(self, method: str) -> None:
