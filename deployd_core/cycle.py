@@ -95,7 +95,7 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
         elif act is not None and act.key not in seen.busy and (setback is None or setback.retry_at <= seen.now):
             acts.append(act)
         deadlines.append(deadline)
-        reasons.append(_waiting_for(facts, view, setback))
+        reasons.append(_waiting_for(facts, view, seen, setback))
     if failures:
         return Moves(acts=tuple(act for act in acts if not isinstance(act, Restart)), failure="; ".join(failures))
     entering, held_back = _enter(seen, shown, wish) if seen.connected else ([], "ZooKeeper does not answer")
@@ -135,13 +135,15 @@ def _next_move(facts: InstanceFacts, view: InstanceView, wish: Plan, rules: Rule
     return OpenGate(instance=facts.name) if facts.gate_closed else None
 
 
-def _waiting_for(facts: InstanceFacts, view: InstanceView, setback: Setback | None) -> str:
+def _waiting_for(facts: InstanceFacts, view: InstanceView, seen: Observation, setback: Setback | None) -> str:
     if setback is not None:
         return f"{facts.name}: {setback.reason}"
     if view.phase is Phase.DRAINING:
         return f"{facts.name}: {facts.in_flight} connections in flight"
     if view.phase is Phase.RESTARTING:
         return f"{facts.name}: restarting"
+    if facts.running and facts.serves != seen.build:
+        return f"{facts.name}: {facts.evidence}"
     if facts.health is Health.HEALTHY:
         return f"{facts.name}: healthy, until it is stable"
     return f"{facts.name}: {facts.reason or 'not looked at yet'}"
@@ -149,7 +151,8 @@ def _waiting_for(facts: InstanceFacts, view: InstanceView, setback: Setback | No
 
 def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setback: Setback | None) -> str:
     """Why an instance has failed; empty while there is hope."""
-    last = setback.reason if setback else facts.reason
+    wrong_build = facts.running and facts.serves != seen.build
+    last = setback.reason if setback else facts.evidence if wrong_build else facts.reason
     if view.phase is Phase.WARMING and facts.looked and not facts.running and facts.state is State.FAILED:
         return f"{facts.name} did not start: {last}"
     if seen.now < _deadline(view, seen.rules) or view.phase is Phase.RESTARTING:

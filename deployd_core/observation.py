@@ -39,6 +39,8 @@ class InstanceFacts(Struct, frozen=True, kw_only=True):
     healthy_since: float | None = None
     reason: str = ""
     """The last word of the probe or the manager."""
+    evidence: str = ""
+    """Why it is said to serve that build, or none."""
     ordered: bool = False
     """This engine has had it restarted for the wanted build. Lost on a crash, which costs a wait at most."""
     warm: bool = False
@@ -98,7 +100,8 @@ class Observation(Struct, frozen=True, kw_only=True):
     """By key of the act that failed."""
     waits: Mapping[str, float] = field(default_factory=dict)
     """Since when something has been waited for; see `Decision.waits`."""
-    facts: Mapping[str, object] = field(default_factory=dict)
+    facts: Mapping[str, object] | None = field(default_factory=dict)
+    """What the strategy found out about the host; None until it has looked."""
 
     @property
     def wanted(self) -> Build | None:

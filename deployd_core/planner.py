@@ -78,7 +78,7 @@ def _plan_serving(seen: Observation, strategy: Callable[[HostView], Plan]) -> De
     flipped = seen.current == seen.build
     if flipped and not seen.permit.held and all(view.phase is not Phase.STALE for view in views):
         return _plan_at_rest(seen, views)
-    if not seen.permit.held and not all(facts.looked for facts in seen.instances):
+    if not seen.permit.held and (seen.facts is None or not all(facts.looked for facts in seen.instances)):
         return _decide(seen, HostStep.CHECKING, reason="looking at the instances", views=views)
     if flipped and views_ready(views):
         return _decide(seen, HostStep.RESTARTING, acts=_unless_busy(seen, Settle()), reason="settling", views=views)
@@ -146,7 +146,7 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
         instances=views,
         permit=seen.permit,
         fleet=seen.fleet,
-        facts=seen.facts,
+        facts=seen.facts or {},
         now=seen.now,
     )
     try:

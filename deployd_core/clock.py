@@ -1,0 +1,36 @@
+"""Time as a parameter: the machine's clock here, a virtual one in tests and the simulator."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the agent knows of time."""
+
+    def monotonic(self) -> float:
+        """Seconds that only ever grow: for every wait and deadline."""
+        ...
+
+    def time(self) -> float:
+        """Seconds since the epoch: only to be shown and stored."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def monotonic(self) -> float:
+        """Seconds that only ever grow."""
+        return time.monotonic()
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+
+def rfc3339(seconds: float) -> str:
+    """A moment as it is stored: UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

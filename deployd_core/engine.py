@@ -1,0 +1,374 @@
+"""Observe → plan → act, over and over, for one service on one host.
+
+The loop decides and never waits for the world: whatever takes time is a task (`deployd_core.tasks`) whose outcome wakes the loop.
+What it keeps between two rounds is only what makes it quicker or more patient (when it last looked, since when it waits, when to
+try again); lose it, and the next observation finds the same end by the same way.
+
+Failure: an error in one act is a setback of that act, retried with backoff or, where that cannot help, shown until a person
+changes something. An error of our own in a round is logged with its traceback and the round tried again; other services go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from deployd_core.acts import Act, Restart
+from deployd_core.api import HostCall, InstanceCall
+from deployd_core.clock import Clock, rfc3339
+from deployd_core.config import ServiceSetup, set_up
+from deployd_core.coordination import Coordination, Denial, Denied, HostStatus, Link, Snapshot
+from deployd_core.errors import DeploydError, PluginError, Unavailable
+from deployd_core.events import Events
+from deployd_core.looking import Looking
+from deployd_core.model import Build, Event, HostView, Instance, Plan, Veto
+from deployd_core.observing import observe, pinned_digest, rules_of
+from deployd_core.performing import Performer, Scene
+from deployd_core.planner import Decision, HostStep, plan_host
+from deployd_core.plugins import Plugins
+from deployd_core.releases import Disk, ReleaseStore
+from deployd_core.reporting import Report
+from deployd_core.setbacks import Setbacks
+from deployd_core.tasks import Outcome, Tasks, ThreadTasks
+
+_LOG = logging.getLogger("deployd.engine")
+
+_REREAD_EVERY = 60.0
+"""Seconds after which ZooKeeper is read again without being told to: a net under missed watches."""
+_RETRY = 1.0
+_CHANGES_DISK = ("fetch", "unpack", "runstep", "flip", "settle")
+_DISRUPTIVE = ("restart:", "flip")
+
+
+class Identity(Struct, frozen=True, kw_only=True):
+    """Which host this is."""
+
+    host: str
+    zone: str
+    version: str
+
+
+class Engine:
+    """One service on one host."""
+
+    def __init__(
+        self,
+        service: str,
+        identity: Identity,
+        *,
+        coordination: Coordination,
+        plugins: Plugins,
+        events: Events,
+        clock: Clock,
+        observe_every: float,
+        make_tasks: Callable[[Clock, Callable[[], None]], Tasks] = ThreadTasks,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.service = service
+        self._identity = identity
+        self._coordination = coordination
+        self._plugins = plugins
+        self._events = events
+        self._clock = clock
+        self._awake = threading.Event()
+        self._tasks = make_tasks(clock, self._awake.set)
+        # What is known of the world.
+        self._changed = True
+        self._read_at = 0.0
+        self._snapshot: Snapshot | None = None
+        self._setup: ServiceSetup | None = None
+        self._problem = ""
+        self._store: ReleaseStore | None = None
+        self._disk: Disk | None = None
+        self._looking = Looking(self._tasks, observe_every=observe_every)
+        # What makes it patient.
+        self._epoch = 0
+        self._aim: tuple[object, ...] = ()
+        self._digest: str | None = None
+        self._random = rng or random.Random()  # noqa: S311 - jitter is no secret
+        self._setbacks = Setbacks(self._random)
+        self._waits: dict[str, float] = {}
+        self._cancel = threading.Event()
+        self._progress: tuple[int, int | None] | None = None
+        self._last_error = ""
+        self._report = Report(service, coordination, clock, version=identity.version)
+
+    def wake(self) -> None:
+        """Something in ZooKeeper has changed. May be called from any thread."""
+        self._changed = True
+        self._awake.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Go round until `stop` is set and `wake` called; then end at a safe point: no restart under way."""
+        while not stop.is_set():
+            try:
+                wait = self.round()
+            except Exception:  # noqa: BLE001 - one of the two boundaries: a bug in one service must not end the others
+                _LOG.exception("%s: a round failed; this is a bug in deployd, please report it", self.service)
+                wait = _RETRY
+            self._awake.wait(wait)
+            self._awake.clear()
+        self._cancel.set()
+        while any(key.startswith(_DISRUPTIVE) for key in self._tasks.busy):
+            self._awake.wait(_RETRY)
+            self._awake.clear()
+            self._tasks.collect()
+
+    def round(self) -> float:
+        """Observe, plan and act once; the seconds until the next round is due."""
+        for outcome in self._tasks.collect():
+            self._take(outcome)
+        self._read()
+        now = self._clock.monotonic()
+        if self._snapshot is None:
+            return _RETRY
+        if self._problem or self._setup is None or self._disk is None:
+            self._tell(Decision(step=HostStep.BLOCKED, reason=self._problem), self._snapshot)
+            return _REREAD_EVERY
+        decision = self._decide(self._snapshot, self._setup, self._disk, now)
+        self._waits = {key: self._waits.get(key, now) for key in decision.waits}
+        self._start(decision, self._snapshot, self._setup, self._disk, now)
+        status = self._tell(decision, self._snapshot)
+        return self._until_next(decision, status, self._setup, now)
+
+    # Observe.
+
+    def _read(self) -> None:
+        """Bring the snapshot up to date, and what follows from it."""
+        now = self._clock.monotonic()
+        if not self._changed and now - self._read_at < _REREAD_EVERY:
+            return
+        self._changed = False
+        try:
+            snapshot = self._coordination.snapshot(self.service)
+        except Unavailable as error:
+            _LOG.warning("%s: %s", self.service, error)
+            self._read_at = now - _REREAD_EVERY + _RETRY
+            return
+        self._read_at = now
+        before, self._snapshot = self._snapshot, snapshot
+        if before is None or before.spec != snapshot.spec or snapshot.problem or self._problem:
+            self._prepare(snapshot)
+        aim = (snapshot.rollout_id, snapshot.spec)
+        if aim != self._aim:
+            self._aim = aim
+            self._take_aim()
+        if snapshot != before:
+            self._setbacks.lift("takepermit")
+
+    def _prepare(self, snapshot: Snapshot) -> None:
+        """Make what the spec names. A spec that cannot be carried out is shown as a problem, and nothing is touched."""
+        self._problem = snapshot.problem
+        if snapshot.spec is None:
+            self._problem = self._problem or f"service {self.service} has no spec; try: deployd services apply {self.service}.toml"
+            return
+        try:
+            setup = set_up(snapshot.spec, self.service, self._plugins)
+            if self._store is None or self._setup is None or self._setup.spec.service != setup.spec.service:
+                table = setup.spec.service
+                self._store = ReleaseStore(self.service, Path(table.root), reserve=table.reserve)
+                self._store.prepare()
+            self._disk = self._store.look()
+        except DeploydError as error:
+            self._problem = f"{error.message}; {error.hint}" if error.hint else error.message
+            return
+        self._setup = setup
+        self._looking.follow(setup)
+
+    def _take_aim(self) -> None:
+        """Another build or another spec is wanted: nothing that failed or was ordered before says anything now."""
+        self._epoch += 1
+        self._cancel.set()
+        self._cancel = threading.Event()
+        self._digest = None
+        self._last_error = ""
+        self._setbacks.clear()
+        self._waits.clear()
+        self._looking.forget_orders()
+
+    # Plan.
+
+    def _decide(self, snapshot: Snapshot, setup: ServiceSetup, disk: Disk, now: float) -> Decision:
+        seen = observe(
+            snapshot,
+            setup,
+            disk,
+            self._looking.facts(),
+            digest=self._digest,
+            busy=self._tasks.busy,
+            setbacks=self._setbacks.by_key,
+            waits=self._waits,
+            facts=self._looking.strategy_facts,
+            connected=self._coordination.link is Link.CONNECTED,
+            now=now,
+        )
+        decision = plan_host(seen, lambda view: self._ask_strategy(setup, view))
+        if decision.step is HostStep.FETCHING and self._progress is not None:
+            return msgspec.structs.replace(decision, reason=_progress_words(*self._progress))
+        return decision
+
+    def _ask_strategy(self, setup: ServiceSetup, view: HostView) -> Plan:
+        plan = setup.strategy.call("planning", lambda strategy: strategy.plan(view))
+        if not isinstance(plan, Plan):
+            raise PluginError(f"strategy {setup.strategy.name} [{setup.strategy.provider}] returned {plan!r}, which is no Plan")
+        return plan
+
+    # Act.
+
+    def _start(self, decision: Decision, snapshot: Snapshot, setup: ServiceSetup, disk: Disk, now: float) -> None:
+        """Begin the acts of a decision, and the looks that are due."""
+        scene = self._scene(decision, snapshot, setup, disk)
+        for act in decision.acts:
+            self._start_act(act, scene)
+
+        def call(instance: Instance, timeout: float) -> InstanceCall:
+            return scene.instance_call(instance.name, timeout)
+
+        self._looking.start(decision, call, disk.flips, epoch=self._epoch, now=now)
+        here = HostCall(service=self.service, host=scene.host, zone=scene.zone, root=scene.root, timeout=_REREAD_EVERY)
+        self._looking.start_facts(setup, here, epoch=self._epoch, now=now)
+
+    def _start_act(self, act: Act, scene: Scene) -> None:
+        if self._store is None:
+            return
+        performer = Performer(
+            store=self._store,
+            coordination=self._coordination,
+            vetoes=self._plugins.hook_functions("deployd_veto"),
+            progress=self._progressed,
+            clock=self._clock,
+        )
+        if isinstance(act, Restart):
+            self._looking.restarting(act.instance, self._clock.monotonic())
+        _LOG.info("%s: %s", self.service, act.doing)
+        self._tasks.start(act.key, lambda: performer.perform(act, scene), timeout=performer.timeout(act, scene), epoch=self._epoch)
+
+    def _scene(self, decision: Decision, snapshot: Snapshot, setup: ServiceSetup, disk: Disk) -> Scene:
+        digest = pinned_digest(snapshot, disk, self._digest)
+        converged = Decision(step=HostStep.CONVERGED, instances=decision.instances)
+        return Scene(
+            service=self.service,
+            host=self._identity.host,
+            zone=snapshot.membership.zone,
+            root=Path(setup.spec.service.root),
+            snapshot=snapshot,
+            setup=setup,
+            build=Build(id=snapshot.enabled.build, digest=digest) if snapshot.enabled and digest else None,
+            current=disk.current,
+            running=self._looking.served,
+            converged_status=self._status(converged, snapshot),
+            cancel=self._cancel,
+        )
+
+    # Learn how it went.
+
+    def _take(self, outcome: Outcome) -> None:
+        kind, _, name = outcome.key.partition(":")
+        error = self._error(outcome)
+        if kind == "look":
+            if error is None:
+                self._looking.saw(name, outcome.value, started=outcome.started, ended=outcome.ended)
+        elif kind == "report":
+            self._report.sent(error)
+        elif kind == "facts":
+            self._looking.learnt(outcome.value if error is None else {})
+        else:
+            self._take_act(kind, name, outcome, error)
+
+    def _take_act(self, kind: str, name: str, outcome: Outcome, error: DeploydError | None) -> None:
+        now = self._clock.monotonic()
+        if kind in _CHANGES_DISK:
+            self._look_at_disk()
+            self._progress = None
+        if kind == "restart":
+            self._looking.restarted(name, now)
+        if outcome.epoch != self._epoch:
+            return
+        if error is not None:
+            self._last_error = error.message
+            self._setbacks.failed(outcome.key, error, now)
+            return
+        self._setbacks.succeeded(outcome.key)
+        match kind:
+            case "resolve":
+                self._digest = outcome.value
+            case "warmup":
+                self._looking.warmed(name)
+            case "takepermit":
+                self._take_answer(outcome.value, now)
+            case "settle" | "recordfailure":
+                self._changed = True
+
+    def _take_answer(self, answer: object, now: float) -> None:
+        """A permit shows in the next snapshot; a no is a setback that any change in ZooKeeper ends."""
+        if isinstance(answer, Veto):
+            self._setbacks.refused("takepermit", f"vetoed by {answer.reason}", now, retry_after=answer.retry_after)
+        elif isinstance(answer, Denied) and answer.code is not Denial.CHANGED:
+            self._setbacks.refused("takepermit", answer.reason, now, retry_after=_REREAD_EVERY)
+        else:
+            self._changed = True
+
+    def _error(self, outcome: Outcome) -> DeploydError | None:
+        """What went wrong in a task, as an error of ours; a bug is logged with its traceback."""
+        if outcome.error is None:
+            return None
+        if not isinstance(outcome.error, DeploydError):
+            bug = outcome.error if outcome.error.__traceback__ else None
+            _LOG.error("%s: %s: %s", self.service, outcome.key, outcome.error, exc_info=bug)
+            return PluginError(f"{outcome.key}: {type(outcome.error).__name__}: {outcome.error}")
+        _LOG.warning("%s: %s: %s", self.service, outcome.key, outcome.error)
+        return outcome.error
+
+    def _look_at_disk(self) -> None:
+        if self._store is None:
+            return
+        try:
+            self._disk = self._store.look()
+        except DeploydError as error:
+            self._problem = error.message
+
+    def _progressed(self, done: int, total: int | None) -> None:
+        self._progress = (done, total)
+
+    # Report.
+
+    def _status(self, decision: Decision, snapshot: Snapshot) -> HostStatus:
+        return self._report.status(decision, snapshot, self._looking.facts(), last_error=self._last_error)
+
+    def _tell(self, decision: Decision, snapshot: Snapshot) -> HostStatus:
+        status = self._status(decision, snapshot)
+        if self._report.tell(status, self._tasks, self._epoch):
+            event = Event(
+                name=f"host.{status.step}",
+                service=self.service,
+                host=self._identity.host,
+                at=rfc3339(self._clock.time()),
+                build=status.wanted or "",
+                detail={"reason": status.reason, "served": status.served, "rollout": status.rollout},
+            )
+            self._events.emit(event)
+        return status
+
+    def _until_next(self, decision: Decision, status: HostStatus, setup: ServiceSetup, now: float) -> float:
+        """Seconds until something is due that no task and no watch will wake us for."""
+        due = [
+            self._read_at + _REREAD_EVERY,
+            self._tasks.next_deadline(),
+            self._setbacks.next_retry(now),
+            self._looking.next_due(decision.instances, now, stable_for=rules_of(setup).stable_for),
+            self._report.due(status),
+            decision.deadline,
+        ]
+        if self._changed:
+            return 0.0
+        return max(0.0, min(moment for moment in due if moment is not None) - self._clock.monotonic())
+
+
+def _progress_words(done: int, total: int | None) -> str:
+    return f"fetched {done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"fetched {done / 1e6:.0f} MB"

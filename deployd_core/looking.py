@@ -1,0 +1,148 @@
+"""Looks at the instances of a service, often while something is happening to them and seldom while nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from deployd_core.api import HostCall, InstanceCall, Strategy
+from deployd_core.config import ServiceSetup
+from deployd_core.model import Flip, Instance, InstanceView, Phase
+from deployd_core.observation import InstanceFacts
+from deployd_core.planner import Decision, HostStep
+from deployd_core.sightings import Lookout, Sighting, Watch
+from deployd_core.tasks import Tasks
+
+_FASTEST, _SLOWEST = 0.01, 0.25
+"""Seconds between two looks at an instance in the cycle: a tenth of the time since something changed, within these."""
+_DURING_DEPLOY = 1.0
+_BEFORE_DEPLOY = 2.0
+_SPARE = 10.0
+"""Seconds that managers and gates get in a look, beside the probe."""
+_FACTS_TIMEOUT = 10.0
+_FACTS_EVERY = 5.0
+
+
+class Looking:
+    """The watches of one service, and when each is due."""
+
+    def __init__(self, tasks: Tasks, *, observe_every: float) -> None:
+        self._tasks = tasks
+        self._observe_every = observe_every
+        self._watches: dict[str, Watch] = {}
+        self._lookout: Lookout | None = None
+        self._strategy: Callable[[HostCall], None] | None = None
+        self._facts: dict[str, object] | None = {}
+        self._next_facts = 0.0
+
+    def follow(self, setup: ServiceSetup) -> None:
+        """Follow the instances of a spec; what is known of those that stay is kept."""
+        self._watches = {instance.name: self._watches.get(instance.name) or Watch(instance) for instance in setup.instances}
+        if setup.manager is not None:
+            options = setup.probe_options
+            self._lookout = Lookout(manager=setup.manager, probe=setup.probe, gate=setup.gate, probe_timeout=float(options.timeout))
+        self._facts = {} if type(setup.strategy.plugin).facts is Strategy.facts else None
+
+    def facts(self) -> list[InstanceFacts]:
+        """What is known of each instance, in the order of the spec."""
+        return [watch.facts() for watch in self._watches.values()]
+
+    @property
+    def strategy_facts(self) -> dict[str, object] | None:
+        """What the strategy found out about the host; None until it has looked for the first time."""
+        return self._facts
+
+    @property
+    def served(self) -> frozenset[str]:
+        """Builds that some instance serves."""
+        return frozenset(watch.serves for watch in self._watches.values() if watch.serves)
+
+    def forget_orders(self) -> None:
+        """Another build is wanted: look at everything now, with fresh eyes."""
+        for watch in self._watches.values():
+            watch.forget_orders()
+            watch.next_look = 0.0
+
+    def restarting(self, name: str, now: float) -> None:
+        """An instance is about to be restarted: what was seen of it is over."""
+        self._watches[name].ordered = True
+        self._watches[name].touched(now)
+
+    def restarted(self, name: str, now: float) -> None:
+        """Its restart has ended, well or not: looks that were begun before show the past."""
+        if name in self._watches:
+            self._watches[name].touched(now)
+
+    def warmed(self, name: str) -> None:
+        """The warm-up requests have been sent."""
+        if name in self._watches:
+            self._watches[name].warmed()
+
+    def saw(self, name: str, sighting: Sighting, *, started: float, ended: float) -> None:
+        """Take the outcome of a look."""
+        if name in self._watches:
+            self._watches[name].saw(sighting, started=started, ended=ended)
+
+    def learnt(self, facts: dict[str, object]) -> None:
+        """Take what the strategy found out."""
+        self._facts = facts
+
+    def start(
+        self,
+        decision: Decision,
+        make_call: Callable[[Instance, float], InstanceCall],
+        flips: Sequence[Flip],
+        *,
+        epoch: int,
+        now: float,
+    ) -> None:
+        """Begin the looks that are due."""
+        lookout = self._lookout
+        if lookout is None:
+            return
+        timeout = lookout.probe_timeout + _SPARE
+        for view in decision.instances:
+            watch = self._watches[view.name]
+            key = f"look:{view.name}"
+            if now < watch.next_look or key in self._tasks.busy or view.phase is Phase.RESTARTING:
+                continue
+            call = make_call(watch.instance, timeout)
+            watch.next_look = now + self._pace(decision.step, view, now - watch.changed_at)
+            self._tasks.start(
+                key,
+                lambda call=call: lookout.look(call, call.root, flips),  # type: ignore[misc]
+                timeout=timeout + _SPARE,
+                epoch=epoch,
+            )
+
+    def start_facts(self, setup: ServiceSetup, call: HostCall, *, epoch: int, now: float) -> None:
+        """Have the strategy look at the world, when it is one that does and it is time."""
+        if type(setup.strategy.plugin).facts is Strategy.facts or "facts" in self._tasks.busy or now < self._next_facts:
+            return
+        self._next_facts = now + _FACTS_EVERY
+        gather = setup.strategy.call
+        self._tasks.start(
+            "facts",
+            lambda: dict(gather("gathering facts", lambda strategy: strategy.facts(call))),
+            timeout=_FACTS_TIMEOUT,
+            epoch=epoch,
+        )
+
+    def next_due(self, instances: Iterable[InstanceView], now: float, *, stable_for: float) -> float | None:
+        """When the next look is due, or an instance will have been healthy for the stability window."""
+        due = []
+        for view in instances:
+            watch = self._watches.get(view.name)
+            if watch is None or view.phase is Phase.RESTARTING or f"look:{view.name}" in self._tasks.busy:
+                continue
+            due.append(watch.next_look)
+            if view.phase is Phase.WARMING and watch.healthy_since is not None and watch.healthy_since + stable_for > now:
+                due.append(watch.healthy_since + stable_for)
+        return min(due, default=None)
+
+    def _pace(self, step: HostStep, view: InstanceView, quiet: float) -> float:
+        """Seconds until the next look at an instance, after `quiet` seconds without a change."""
+        if step in (HostStep.RESTARTING, HostStep.CHECKING) and view.phase.in_cycle:
+            return min(_SLOWEST, max(_FASTEST, quiet / 10))
+        if step in (HostStep.RESTARTING, HostStep.FAILED, HostStep.CHECKING, HostStep.FLIPPING):
+            return _DURING_DEPLOY
+        return min(_BEFORE_DEPLOY if step is HostStep.WAITING else self._observe_every, self._observe_every)

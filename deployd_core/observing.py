@@ -1,0 +1,87 @@
+"""Puts together what was read from ZooKeeper, the disk and the instances into one `Observation`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from deployd_core.config import ServiceSetup
+from deployd_core.coordination import Snapshot
+from deployd_core.model import FleetView, PermitView
+from deployd_core.observation import InstanceFacts, Observation, Rules, Setback, Staging
+from deployd_core.releases import Disk
+
+
+def observe(
+    snapshot: Snapshot,
+    setup: ServiceSetup,
+    disk: Disk,
+    instances: Sequence[InstanceFacts],
+    *,
+    digest: str | None,
+    busy: frozenset[str],
+    setbacks: Mapping[str, Setback],
+    waits: Mapping[str, float],
+    facts: Mapping[str, object] | None,
+    connected: bool,
+    now: float,
+) -> Observation:
+    """Make the observation. `digest` is what the source said of a build that was enabled without one."""
+    build = snapshot.enabled.build if snapshot.enabled else None
+    return Observation(
+        now=now,
+        service=snapshot.service,
+        host=snapshot.host,
+        zone=snapshot.membership.zone,
+        role=snapshot.membership.role,
+        build=build,
+        digest=pinned_digest(snapshot, disk, digest),
+        staging=_staging(build, pinned_digest(snapshot, disk, digest), disk),
+        steps=setup.step_markers,
+        current=disk.current,
+        flip_problem=disk.problem,
+        good=build is not None and disk.good[:1] == (build,),
+        instances=tuple(instances),
+        rules=rules_of(setup),
+        connected=connected,
+        permit=PermitView(held=snapshot.permit is not None, token=snapshot.permit.token if snapshot.permit else 0),
+        fleet=FleetView(
+            hosts=snapshot.hosts, permits=len(snapshot.permits), failed=len(snapshot.rollout.failed_in(snapshot.rollout_id))
+        ),
+        failure=snapshot.failure.reason if snapshot.failure else None,
+        busy=busy,
+        setbacks=setbacks,
+        waits=waits,
+        facts=facts,
+    )
+
+
+def pinned_digest(snapshot: Snapshot, disk: Disk, resolved: str | None) -> str | None:
+    """The digest to hold the wanted build to: the one that was enabled, else that of the release on disk, else the source's."""
+    if snapshot.enabled is None:
+        return None
+    release = disk.releases.get(snapshot.enabled.build)
+    return snapshot.enabled.digest or (release.build.digest if release else None) or resolved
+
+
+def rules_of(setup: ServiceSetup) -> Rules:
+    """What a spec says about the cycle."""
+    table = setup.spec.instances
+    probe = setup.probe_options
+    return Rules(
+        gate=setup.gate is not None,
+        warmup=bool(table.warmup),
+        healthy_after=probe.healthy_after,
+        stable_for=float(probe.stable_for),
+        healthy_timeout=float(table.healthy_timeout),
+        min_available=table.min_available,
+    )
+
+
+def _staging(build: str | None, digest: str | None, disk: Disk) -> Staging:
+    release = disk.releases.get(build) if build else None
+    return Staging(
+        fetched=digest in disk.fetched,
+        unpacked=release is not None,
+        steps_done=release.steps if release else frozenset(),
+        on_disk_digest=release.build.digest if release else None,
+    )

@@ -1,0 +1,225 @@
+"""Carries out one act of a plan: the only bridge from the planner to the disk, the plugins and ZooKeeper.
+
+Every act can be repeated, and leaves its evidence outside the process. Runs on a task thread; raises `DeploydError`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from deployd_core import warmup
+from deployd_core.acts import (
+    Act,
+    CloseGate,
+    Fetch,
+    Flip,
+    InstanceAct,
+    OpenGate,
+    RecordFailure,
+    Resolve,
+    Restart,
+    RunStep,
+    Settle,
+    TakePermit,
+    Unpack,
+    WarmUp,
+)
+from deployd_core.api import BuildCall, Gate, GateCall, InstanceCall, StepCall
+from deployd_core.boundary import Bound, Provider, call_plugin
+from deployd_core.clock import Clock
+from deployd_core.config import ServiceSetup, step_timeout
+from deployd_core.coordination import Coordination, Denied, HostStatus, Permit, Snapshot
+from deployd_core.errors import ConfigError, PluginError
+from deployd_core.model import Action, Build, RestartRequest, Veto
+from deployd_core.releases import ReleaseStore
+
+_TRANSFER_TIMEOUT = 30.0
+"""Seconds without a byte before a transfer is given up."""
+_GRACE = 10.0
+"""Seconds that a plugin gets beyond its own timeout before it is abandoned."""
+
+VetoHook = Callable[..., Veto | None]
+
+
+class Scene(Struct, frozen=True, kw_only=True):
+    """What an act is about: it was planned from this, and is carried out on this."""
+
+    service: str
+    host: str
+    zone: str
+    root: Path
+    snapshot: Snapshot
+    setup: ServiceSetup
+    build: Build | None
+    """None until its digest is known."""
+    current: str | None
+    running: frozenset[str]
+    """Builds that some instance still serves."""
+    converged_status: HostStatus
+    """The report that goes with giving the permit back."""
+    cancel: threading.Event
+    """Set when another build is wanted, or the agent stops: long transfers end."""
+
+    def instance_call(self, name: str, timeout: float) -> InstanceCall:
+        """What a manager or a probe is told."""
+        return InstanceCall(
+            service=self.service,
+            host=self.host,
+            zone=self.zone,
+            root=self.root,
+            timeout=timeout,
+            instance=next(instance for instance in self.setup.instances if instance.name == name),
+            build=self.current,
+            release=self.root / "releases" / self.current if self.current else None,
+        )
+
+
+class Performer:
+    """Carries out acts."""
+
+    def __init__(
+        self,
+        *,
+        store: ReleaseStore,
+        coordination: Coordination,
+        vetoes: Sequence[tuple[Provider, VetoHook]],
+        progress: Callable[[int, int | None], None],
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._coordination = coordination
+        self._vetoes = vetoes
+        self._progress = progress
+        self._clock = clock
+        self._simple: dict[type[Act], Callable[[Scene], Any]] = {
+            Resolve: self._resolve,
+            Fetch: self._fetch,
+            Unpack: lambda scene: store.unpack(_pinned(scene), stop=scene.cancel),
+            Flip: lambda scene: store.flip(_pinned(scene).id),
+            Settle: self._settle,
+        }
+
+    def timeout(self, act: Act, scene: Scene) -> float:
+        """Seconds after which an act is abandoned: a net under the deadlines inside it."""
+        table = scene.setup.spec.instances
+        match act:
+            case Fetch() | Unpack():
+                return 6 * 3600.0
+            case RunStep(number=number):
+                return step_timeout(scene.setup.steps[number]) + _GRACE
+            case Restart():
+                return table.restart_timeout + _GRACE
+            case WarmUp():
+                return table.healthy_timeout
+            case Settle() | Flip():
+                return 300.0
+            case _:
+                return 60.0
+
+    def perform(self, act: Act, scene: Scene) -> Any:
+        """Do it.
+
+        Returns:
+            The digest for `Resolve`; a `Permit`, `Denied` or `Veto` for `TakePermit`; nothing else matters.
+
+        Raises:
+            DeploydError: It could not be done.
+        """
+        if isinstance(act, InstanceAct):
+            return self._touch(act, scene)
+        if isinstance(act, RecordFailure):
+            return self._coordination.record_failure(scene.snapshot, act.reason)
+        if isinstance(act, TakePermit):
+            return self._take_permit(act, scene)
+        if isinstance(act, RunStep):
+            return self._run_step(act, scene)
+        return self._simple[type(act)](scene)
+
+    def _resolve(self, scene: Scene) -> str:
+        enabled = scene.snapshot.enabled
+        if enabled is None:
+            raise ConfigError("nothing is enabled")
+        call = BuildCall(service=scene.service, build=enabled.build, timeout=_TRANSFER_TIMEOUT)
+        artifact = scene.setup.source.call(f"resolving {enabled.build}", lambda source: source.resolve(call))
+        if artifact.digest is None:
+            raise ConfigError(
+                f"build {enabled.build} of {scene.service} was enabled without a digest, and {artifact.location} publishes none",
+                hint=f"deployd enable {scene.service} {enabled.build} --digest sha256:…",
+            )
+        return artifact.digest
+
+    def _fetch(self, scene: Scene) -> None:
+        build = _pinned(scene)
+        fetch = self._store.fetch
+        scene.setup.source.call(
+            f"fetching {build.id}",
+            lambda source: fetch(build, source, timeout=_TRANSFER_TIMEOUT, stop=scene.cancel, progress=self._progress),
+        )
+
+    def _run_step(self, act: RunStep, scene: Scene) -> None:
+        step = scene.setup.steps[act.number]
+        release = self._store.release(_pinned(scene).id)
+        log = scene.root / ".deployd" / "logs" / f"{release.build.id}-{act.marker}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        call = StepCall(release=release, host=scene.host, log=log, timeout=step_timeout(step))
+        step.call(f"in step {act.number + 1}", lambda plugin: plugin.run(call))
+        self._store.mark_step(release.build.id, act.marker)
+
+    def _take_permit(self, act: TakePermit, scene: Scene) -> Permit | Denied | Veto:
+        request = RestartRequest(
+            service=scene.service, host=scene.host, zone=scene.zone, build=_pinned(scene).id, serving=scene.current
+        )
+        for provider, hook in self._vetoes:
+            veto = call_plugin(provider, "asking for a veto", lambda hook=hook: hook(request=request))  # type: ignore[misc]
+            if veto is not None and not isinstance(veto, Veto):
+                raise PluginError(f"plugin {provider} returned {veto!r} for a veto")
+            if veto is not None:
+                return Veto(reason=f"{provider.entry}: {veto.reason}", retry_after=veto.retry_after)
+        return self._coordination.take_permit(scene.snapshot, act.limit)
+
+    def _settle(self, scene: Scene) -> None:
+        """The order matters: once the permit is gone nobody comes back for the rest."""
+        build = _pinned(scene)
+        table = scene.setup.spec.service
+        self._store.mark_good(build.id)
+        self._store.prune(keep=table.keep_releases, keep_bytes=table.keep_bytes, protect=scene.running | {build.id})
+        self._coordination.release_permit(scene.snapshot, scene.converged_status)
+
+    def _touch(self, act: InstanceAct, scene: Scene) -> None:
+        table = scene.setup.spec.instances
+        call = scene.instance_call(act.instance, table.restart_timeout)
+        match act:
+            case Restart(action=action):
+                manager = scene.setup.manager
+                if manager is None:
+                    raise ConfigError(f"{scene.service}: [instances] has no manager")
+                reload = action is Action.RELOAD
+                manager.call(
+                    f"{'reloading' if reload else 'restarting'} {act.instance}",
+                    lambda plugin: plugin.reload(call) if reload else plugin.restart(call),
+                )
+            case WarmUp():
+                warmup.send(call, table.warmup)
+            case CloseGate():
+                until = self._clock.time() + table.healthy_timeout + table.restart_timeout
+                closing = GateCall(**{name: getattr(call, name) for name in call.__struct_fields__}, until=until, owner=scene.host)
+                _gate(scene).call(f"closing {act.instance}", lambda gate: gate.close(closing))
+            case OpenGate():
+                _gate(scene).call(f"opening {act.instance}", lambda gate: gate.open(call))
+
+
+def _pinned(scene: Scene) -> Build:
+    if scene.build is None:
+        raise ConfigError(f"{scene.service}: no build with a digest is enabled")
+    return scene.build
+
+
+def _gate(scene: Scene) -> Bound[Gate[Any]]:
+    if scene.setup.gate is None:
+        raise ConfigError(f"{scene.service}: [instances] has no gate")
+    return scene.setup.gate

@@ -1,0 +1,125 @@
+"""Work beside the loop: each task on a thread of its own, with a deadline, its outcome handed back to the loop.
+
+The threads are daemons and a late one is abandoned, because a plugin that hangs must cost one thread and never the agent. That is
+also why this is not `concurrent.futures.ThreadPoolExecutor`, whose threads are joined when the process ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from deployd_core.clock import Clock
+
+_MAX_ABANDONED = 3
+"""Threads that may hang under one key before the task is refused."""
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """How a task ended."""
+
+    key: str
+    epoch: int
+    started: float
+    ended: float
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Overdue(Exception):  # noqa: N818 - it is what happened, not what went wrong in our code
+    """A task did not end in time."""
+
+
+class Tasks(Protocol):
+    """Runs what the loop must not wait for."""
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """Keys of the tasks under way."""
+        ...
+
+    def start(self, key: str, function: Callable[[], Any], *, timeout: float, epoch: int) -> None:
+        """Begin a task; its key must not be busy."""
+        ...
+
+    def collect(self) -> list[Outcome]:
+        """Hand over the tasks that have ended or are overdue since the last call."""
+        ...
+
+    def next_deadline(self) -> float | None:
+        """When the next task becomes overdue."""
+        ...
+
+
+class ThreadTasks:
+    """Tasks on daemon threads."""
+
+    def __init__(self, clock: Clock, wake: Callable[[], None]) -> None:
+        self._clock = clock
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._under_way: dict[str, tuple[threading.Thread, float, float, int]] = {}
+        self._ended: list[tuple[threading.Thread, Outcome]] = []
+        self._abandoned: dict[str, list[threading.Thread]] = {}
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """Keys of the tasks under way."""
+        with self._lock:
+            return frozenset(self._under_way)
+
+    def start(self, key: str, function: Callable[[], Any], *, timeout: float, epoch: int) -> None:
+        """Begin a task on a new thread."""
+        started = self._clock.monotonic()
+        hanging = [thread for thread in self._abandoned.get(key, ()) if thread.is_alive()]
+        self._abandoned[key] = hanging
+        thread = threading.Thread(target=self._run, args=(key, function, started, epoch), name=f"deployd-{key}", daemon=True)
+        with self._lock:
+            self._under_way[key] = (thread, started, started + timeout, epoch)
+        if len(hanging) < _MAX_ABANDONED:
+            thread.start()
+        else:
+            error = Overdue(f"{len(hanging)} earlier calls still hang")
+            self._end(thread, Outcome(key=key, epoch=epoch, started=started, ended=started, error=error))
+
+    def collect(self) -> list[Outcome]:
+        """Hand over what has ended; abandon what is late."""
+        now = self._clock.monotonic()
+        outcomes = []
+        with self._lock:
+            for thread, outcome in self._ended:
+                # An abandoned thread may still come to an end: nobody waits for its outcome any more.
+                if self._under_way.get(outcome.key, (None,))[0] is thread:
+                    del self._under_way[outcome.key]
+                    outcomes.append(outcome)
+            self._ended.clear()
+            for key, (thread, started, deadline, epoch) in list(self._under_way.items()):
+                if now >= deadline:
+                    del self._under_way[key]
+                    self._abandoned.setdefault(key, []).append(thread)
+                    error = Overdue(f"no answer within {deadline - started:g} s")
+                    outcomes.append(Outcome(key=key, epoch=epoch, started=started, ended=now, error=error))
+        return outcomes
+
+    def next_deadline(self) -> float | None:
+        """When the next task becomes overdue."""
+        with self._lock:
+            return min((deadline for _, _, deadline, _ in self._under_way.values()), default=None)
+
+    def _run(self, key: str, function: Callable[[], Any], started: float, epoch: int) -> None:
+        value, error = None, None
+        try:
+            value = function()
+        except BaseException as raised:  # noqa: BLE001 - carried to the loop, which knows what each kind means
+            error = raised
+        ended = self._clock.monotonic()
+        outcome = Outcome(key=key, epoch=epoch, started=started, ended=ended, value=value, error=error)
+        self._end(threading.current_thread(), outcome)
+
+    def _end(self, thread: threading.Thread, outcome: Outcome) -> None:
+        with self._lock:
+            self._ended.append((thread, outcome))
+        self._wake()
