@@ -190,9 +190,7 @@ def test_every_module_that_ships_is_registered():
 
 
 PURE = ["units", "errors", "model", "spec", "coordination", "cycle", "planner"]
-WORLD = set(
-    ["os", "time", "random", "secrets", "socket", "subprocess", "threading", "shutil", "tempfile", "psutil", "kazoo", "logging"]
-)
+WORLD = {"os", "time", "random", "secrets", "socket", "subprocess", "threading", "shutil", "tempfile", "psutil", "kazoo", "logging"}
 
 
 @pytest.mark.parametrize("name", PURE)
