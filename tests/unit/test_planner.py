@@ -1,0 +1,417 @@
+"""The planner against a model of the world: whatever happens, the host converges, or fails with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployd_core.acts import (
+    Act,
+    CloseGate,
+    Fetch,
+    Flip,
+    InstanceAct,
+    OpenGate,
+    RecordFailure,
+    Resolve,
+    Restart,
+    RunStep,
+    Settle,
+    TakePermit,
+    Unpack,
+    WarmUp,
+)
+from deployd_core.errors import PluginError
+from deployd_core.model import Health, HostView, PermitView, Plan, State
+from deployd_core.observation import InstanceFacts, Observation, Rules, Setback, Staging
+from deployd_core.planner import Decision, HostStep, plan_host
+from deployd_core.units import Share
+
+STEPS = ("01-pip-x", "02-command-y")
+DIGEST = "sha256:" + "a" * 64
+
+
+def everything(view: HostView) -> Plan:
+    return Plan(cycle=view.stale, why="all at once")
+
+
+def one_by_one(view: HostView) -> Plan:
+    return Plan(cycle=view.cycling or view.stale[:1], why="one by one")
+
+
+@dataclass
+class Process:
+    """An instance of the model: what it serves, and when it was started."""
+
+    serves: str | None
+    started: float
+    closed: bool = False
+    warm: bool = False
+    in_flight: int = 0
+
+
+@dataclass
+class World:
+    """A host as it really is. The planner sees it through `observe`; an engine that crashes forgets `memory` only."""
+
+    instances: dict[str, Process]
+    fetched: bool = False
+    unpacked: bool = False
+    steps: set[str] = field(default_factory=set)
+    current: str | None = "v1"
+    good: str | None = "v1"
+    permit: bool = False
+    failure: str | None = None
+    now: float = 0.0
+    startup: float = 1.0
+    sick: frozenset[str] = frozenset()
+    """Instances that never get healthy on v2."""
+    rules: Rules = Rules(healthy_timeout=20, stable_for=0.5, healthy_after=2)
+    digest_known: bool = True
+    lowest: int = 10**9
+    restarts: dict[str, int] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def healthy(self, name: str) -> bool:
+        process = self.instances[name]
+        if process.serves is None or self.now - process.started < self.startup:
+            return False
+        return not (process.serves == "v2" and name in self.sick)
+
+    def observe(self) -> Observation:
+        self.lowest = min(self.lowest, sum(self.healthy(name) and not self.instances[name].closed for name in self.instances))
+        return Observation(
+            now=self.now,
+            service="web",
+            host="h1",
+            build="v2",
+            digest=DIGEST if self.digest_known else None,
+            staging=Staging(
+                fetched=self.fetched,
+                unpacked=self.unpacked,
+                steps_done=frozenset(self.steps),
+                on_disk_digest=DIGEST if self.unpacked else None,
+            ),
+            steps=STEPS,
+            current=self.current,
+            good=self.good == "v2",
+            instances=tuple(self._facts(name) for name in self.instances),
+            rules=self.rules,
+            permit=PermitView(held=self.permit),
+            failure=self.failure,
+            setbacks=self.memory.get("setbacks", {}),
+            waits=self.memory.get("waits", {}),
+        )
+
+    def _facts(self, name: str) -> InstanceFacts:
+        process = self.instances[name]
+        healthy = self.healthy(name)
+        return InstanceFacts(
+            name=name,
+            looked=True,
+            state=State.RUNNING if process.serves else State.STOPPED,
+            running=process.serves is not None,
+            serves=process.serves,
+            health=Health.HEALTHY if healthy else Health.UNHEALTHY,
+            streak=9 if healthy else 0,
+            healthy_since=process.started + self.startup if healthy else None,
+            reason="503",
+            ordered=name in self.memory.get("ordered", ()),
+            warm=process.warm,
+            gate_closed=process.closed,
+            in_flight=process.in_flight if process.closed else None,
+        )
+
+    def remember(self, decision: Decision) -> None:
+        waits = self.memory.get("waits", {})
+        self.memory["waits"] = {key: waits.get(key, self.now) for key in decision.waits}
+
+    def perform(self, act: Act) -> None:
+        match act:
+            case Resolve():
+                self.digest_known = True
+            case Fetch():
+                self.fetched = True
+            case Unpack():
+                assert self.fetched
+                self.unpacked = True
+            case RunStep(marker=marker):
+                assert self.unpacked
+                self.steps.add(marker)
+            case TakePermit():
+                assert set(STEPS) == self.steps, "a permit is asked for only when everything is staged"
+                self.permit = True
+            case Flip():
+                assert self.permit, "never flipped without a permit"
+                self.current = "v2"
+            case Settle():
+                assert all(process.serves == "v2" for process in self.instances.values())
+                self.good, self.permit, self.failure = "v2", False, None
+            case RecordFailure(reason=reason):
+                self.failure = reason
+            case InstanceAct():
+                self._touch(act)
+
+    def _touch(self, act: InstanceAct) -> None:
+        process = self.instances[act.instance]
+        assert self.permit or isinstance(act, OpenGate), "nothing is disturbed without a permit"
+        match act:
+            case CloseGate():
+                process.closed, process.in_flight = True, 3
+            case OpenGate():
+                process.closed = False
+            case WarmUp():
+                process.warm = True
+            case Restart():
+                assert process.serves != "v2" or not self.healthy(act.instance), "what is right is not restarted"
+                assert not self.rules.gate or process.closed, "with a gate, nothing is restarted in front of its clients"
+                assert not (process.closed and process.in_flight), "nothing is restarted with requests in flight"
+                self.restarts[act.instance] = self.restarts.get(act.instance, 0) + 1
+                closed = process.closed
+                self.instances[act.instance] = Process(serves=self.current, started=self.now, closed=closed)
+                self.memory.setdefault("ordered", set()).add(act.instance)
+
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        for process in self.instances.values():
+            process.in_flight = max(0, process.in_flight - 1)
+
+
+def drive(world: World, strategy: Any, data: st.DataObject | None = None, rounds: int = 400) -> Decision:
+    """Go round until nothing more happens; with `data`, acts fail and the engine crashes at any moment."""
+    decision = plan_host(world.observe(), strategy)
+    trouble = 0
+    for _ in range(rounds):
+        decision = plan_host(world.observe(), strategy)
+        assert decision == plan_host(world.observe(), strategy), "the planner is pure"
+        world.remember(decision)
+        if decision.step in (HostStep.CONVERGED, HostStep.FAILED) and not decision.acts:
+            return decision
+        for act in decision.acts:
+            mishap = (
+                data.draw(st.sampled_from(["", "", "", "fails", "crash-before", "crash-after"])) if data and trouble < 12 else ""
+            )
+            trouble += bool(mishap)
+            setbacks = world.memory.setdefault("setbacks", {})
+            if mishap == "fails":
+                setbacks[act.key] = Setback(reason="it said no", retry_at=world.now + 2)
+                continue
+            if mishap == "crash-before":
+                world.memory.clear()
+                break
+            setbacks.pop(act.key, None)
+            world.perform(act)
+            if mishap == "crash-after":
+                world.memory.clear()
+                break
+        world.tick(0.25)
+    raise AssertionError(f"neither converged nor failed: {decision}")
+
+
+def fresh_world(count: int, **changes: Any) -> World:
+    return World(instances={f"web@{8000 + number}": Process(serves="v1", started=-100.0) for number in range(count)}, **changes)
+
+
+def test_a_deploy_ends_converged_with_every_instance_restarted_once() -> None:
+    """Nothing fails: every instance serves the new build after exactly one restart, and the permit is given back."""
+    world = fresh_world(3, digest_known=False)
+
+    decision = drive(world, everything)
+
+    assert decision.step is HostStep.CONVERGED
+    assert world.restarts == dict.fromkeys(world.instances, 1)
+    assert not world.permit
+    assert world.good == "v2"
+
+
+def test_a_rolling_restart_keeps_the_others_up() -> None:
+    """One by one, at most one instance is down at any moment."""
+    world = fresh_world(4)
+
+    drive(world, one_by_one)
+
+    assert world.lowest == 3
+
+
+def test_the_floor_holds_against_a_strategy_that_wants_everything() -> None:
+    """min_available is the core's to keep, whatever a strategy returns."""
+    world = fresh_world(4, rules=Rules(healthy_timeout=20, stable_for=0.5, min_available=Share("50%")))
+
+    decision = drive(world, everything)
+
+    assert decision.step is HostStep.CONVERGED
+    assert world.lowest == 2
+
+
+def test_an_impossible_floor_is_refused_with_its_arithmetic_before_anything_is_disturbed() -> None:
+    """A plan that can never be carried out blocks the host, and asks for no permit."""
+    world = fresh_world(2, rules=Rules(min_available=Share("100%")))
+    for _ in range(10):
+        decision = plan_host(world.observe(), everything)
+        for act in decision.acts:
+            world.perform(act)
+
+    assert decision.step is HostStep.BLOCKED
+    assert "keeps 2 of 2 instances up" in decision.reason
+    assert not world.permit
+
+
+def test_an_instance_that_never_gets_healthy_fails_the_host_which_keeps_its_permit_and_the_rest() -> None:
+    """The first instance that fails ends the roll: the others go on serving the old build."""
+    world = fresh_world(3, sick=frozenset({"web@8000"}))
+
+    decision = drive(world, one_by_one)
+
+    assert decision.step is HostStep.FAILED
+    assert "web@8000 was not healthy 20 s after its restart: 503" in decision.reason
+    assert world.permit
+    assert world.instances["web@8001"].serves == "v1"
+    assert world.instances["web@8002"].serves == "v1"
+
+
+def test_a_failed_host_that_gets_healthy_settles() -> None:
+    """A failure is over when everything serves the wanted build: the permit goes back and the failure is cleared."""
+    world = fresh_world(1, sick=frozenset({"web@8000"}))
+    drive(world, everything)
+
+    world.sick = frozenset()
+    decision = drive(world, everything)
+
+    assert decision.step is HostStep.CONVERGED
+    assert world.failure is None
+    assert not world.permit
+
+
+def test_what_is_right_already_needs_no_permit_and_no_restart() -> None:
+    """A host that serves the enabled build is left alone."""
+    world = fresh_world(2, current="v2", fetched=True, unpacked=True, steps=set(STEPS))
+    for process in world.instances.values():
+        process.serves = "v2"
+
+    decision = drive(world, everything)
+
+    assert decision.step is HostStep.CONVERGED
+    assert world.restarts == {}
+
+
+def test_an_instance_that_dies_after_the_deploy_is_its_managers_business() -> None:
+    """A converged host with a stopped instance is degraded; the agent asks for no permit and starts nothing."""
+    world = fresh_world(2, current="v2", good="v2", fetched=True, unpacked=True, steps=set(STEPS))
+    world.instances["web@8000"] = Process(serves="v2", started=-100.0)
+    world.instances["web@8001"] = Process(serves=None, started=-100.0)
+
+    decision = plan_host(world.observe(), everything)
+
+    assert decision.step is HostStep.DEGRADED
+    assert decision.acts == ()
+
+
+def test_a_host_without_instances_is_flipped_under_a_permit() -> None:
+    """A service of files alone converges."""
+    world = fresh_world(0)
+
+    assert drive(world, everything).step is HostStep.CONVERGED
+    assert world.current == "v2"
+
+
+def test_a_broken_strategy_blocks_the_host_before_the_permit() -> None:
+    """A strategy that raises is shown, and nothing is disturbed."""
+
+    def broken(view: HostView) -> Plan:
+        raise PluginError("plugin x failed planning: ValueError: boom")
+
+    world = fresh_world(1, fetched=True, unpacked=True, steps=set(STEPS))
+    decision = plan_host(world.observe(), broken)
+
+    assert decision.step is HostStep.BLOCKED
+    assert "boom" in decision.reason
+
+
+def test_a_strategy_that_names_nothing_fails_in_the_end_with_its_own_words() -> None:
+    """Nothing waits for ever: a permit that is not used is a failure with a reason."""
+    world = fresh_world(2)
+
+    decision = drive(world, lambda view: Plan(cycle=(), why="waiting for Godot"))
+
+    assert decision.step is HostStep.FAILED
+    assert "waiting for Godot" in decision.reason
+
+
+@pytest.mark.parametrize("away", [HostStep.WAITING, HostStep.FLIPPING, HostStep.RESTARTING])
+def test_nothing_new_begins_while_zookeeper_is_away(away: HostStep) -> None:
+    """SUSPENDED means act on nothing new: no permit, no flip, no instance enters the cycle."""
+    world = fresh_world(2)
+    while plan_host(world.observe(), one_by_one).step is not away:
+        for act in plan_host(world.observe(), one_by_one).acts:
+            world.perform(act)
+        world.tick(0.25)
+
+    decision = plan_host(msgspec.structs.replace(world.observe(), connected=False), one_by_one)
+
+    assert decision.acts == ()
+    assert "ZooKeeper does not answer" in decision.reason
+
+
+def test_a_build_id_with_another_digest_is_refused() -> None:
+    """A build id names one artifact for ever."""
+    world = fresh_world(1, unpacked=True)
+    seen = msgspec.structs.replace(world.observe(), digest="sha256:" + "b" * 64)
+
+    decision = plan_host(seen, everything)
+
+    assert decision.step is HostStep.BLOCKED
+    assert decision.acts == ()
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_from_every_state_whatever_fails_it_converges_or_fails_with_a_reason(data: st.DataObject) -> None:
+    """Any starting point, any mishap at any act, a crash at any moment: the end is the same, and the floor holds."""
+    count = data.draw(st.integers(0, 4), label="instances")
+    gate = data.draw(st.booleans(), label="gate")
+    floor = data.draw(st.integers(0, max(0, count - 1)), label="floor")
+    world = fresh_world(
+        count,
+        fetched=data.draw(st.booleans()),
+        unpacked=data.draw(st.booleans()),
+        permit=data.draw(st.booleans()),
+        current=data.draw(st.sampled_from(["v1", "v2", None])),
+        digest_known=data.draw(st.booleans()),
+        sick=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 5)) == 0),
+        rules=Rules(gate=gate, warmup=data.draw(st.booleans()), healthy_timeout=20, stable_for=0.5, min_available=Share(floor)),
+    )
+    if world.current == "v2":
+        world.unpacked, world.fetched, world.steps, world.permit = True, True, set(STEPS), True
+    for process in world.instances.values():
+        if world.current == "v2":
+            process.serves = data.draw(st.sampled_from(["v1", "v2", None]))
+        process.closed = gate and data.draw(st.booleans())
+
+    decision = drive(world, data.draw(st.sampled_from([everything, one_by_one])), data)
+
+    if decision.step is HostStep.CONVERGED:
+        assert all(process.serves == "v2" and not process.closed for process in world.instances.values())
+        assert not world.permit
+    else:
+        assert world.sick
+        assert world.failure
+        assert world.permit
+
+
+@given(st.integers(0, 6), st.integers(0, 6))
+def test_a_gate_that_was_left_closed_opens_when_there_is_no_deploy(count: int, closed: int) -> None:
+    """A closed gate outside the cycle is a leftover: the next plan opens it."""
+    world = fresh_world(count, current="v2", good="v2", fetched=True, unpacked=True, steps=set(STEPS))
+    for number, process in enumerate(world.instances.values()):
+        process.serves = "v2"
+        process.closed = number < closed
+
+    decision = plan_host(world.observe(), everything)
+
+    opened = {act.instance for act in decision.acts if isinstance(act, OpenGate)}
+    assert {name for name, process in world.instances.items() if process.closed} == opened
