@@ -13,6 +13,9 @@ from deployd_core.errors import DeploydError
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not converged in time, 4 halted or held, 130 interrupted."
 
+COMPLETE_VARIABLE = "_DEPLOYD_COMPLETE"
+"""Where the shell says what it wants completed."""
+
 
 class Entry(NamedTuple):
     """A built-in command: enough to list it without importing it."""

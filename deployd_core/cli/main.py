@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from deployd_core import __version__
-from deployd_core.cli.groups import LazyGroup, UnknownCommandError
+from deployd_core.cli.groups import COMPLETE_VARIABLE, LazyGroup, UnknownCommandError
 from deployd_core.cli.output import use_colour
 from deployd_core.cli.settings import Settings, config_options
 from deployd_core.errors import DeploydError
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
             standalone_mode=False,
             obj=settings,
             color=colour,
-            complete_var="_DEPLOYD_COMPLETE",
+            complete_var=COMPLETE_VARIABLE,
         )
     except UnknownCommandError as error:
         return _fail(settings, error, EXIT_USAGE)

@@ -11,7 +11,6 @@ import click
 from click.core import ParameterSource
 
 from deployd_core.cli.groups import COMMANDS
-from deployd_core.errors import ConfigError
 from deployd_core.units import Duration
 
 if TYPE_CHECKING:
@@ -74,22 +73,16 @@ class Settings:
             self._plugins = Plugins.load(directory=self.plugin_directory, disabled=disabled, reserved_commands=COMMANDS)
         return self._plugins
 
-    def zookeeper_address(self) -> tuple[str, str]:
-        """The ensemble's ``host:port,…`` and the chroot.
+    @property
+    def zookeeper_address(self) -> str:
+        """Where ZooKeeper is: ``host:port,…/chroot``.
 
         Raises:
-            ConfigError: agent.toml is wrong, or the address is not one.
+            ConfigError: agent.toml is wrong.
         """
         if self.zookeeper is None and self.agent_config is not None:
-            return self.agent_config.zookeeper.hosts, self.agent_config.zookeeper.chroot
-        address = self.zookeeper or DEFAULT_ZOOKEEPER
-        hosts, slash, chroot = address.partition("/")
-        if not hosts or chroot.endswith("/") or "//" in chroot or (slash and not chroot):
-            raise ConfigError(
-                f"{address!r} is not where a ZooKeeper can be",
-                hint="write HOST:PORT[,HOST:PORT…][/CHROOT], such as zk1:2181,zk2:2181/deployd",
-            )
-        return hosts, f"/{chroot}" if chroot else "/deployd"
+            return self.agent_config.zookeeper.hosts + self.agent_config.zookeeper.chroot
+        return self.zookeeper or DEFAULT_ZOOKEEPER
 
 
 def duration(text: str) -> Duration:
