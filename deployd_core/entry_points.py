@@ -18,7 +18,6 @@ from typing import Any
 
 from msgspec import Struct
 
-_ENDINGS = (".dist-info", ".egg-info")
 _METADATA = {".dist-info": "METADATA", ".egg-info": "PKG-INFO"}
 _VALUE = re.compile(r"(?P<module>[\w.]+)\s*(?::\s*(?P<attribute>[\w.]+))?\s*(?:\[.*\])?")
 
@@ -61,11 +60,11 @@ def find_entry_points(group: str, path: Sequence[str] | None = None) -> list[Ent
     seen: set[str] = set()
     found: list[EntryPoint] = []
     for entry in searched:
-        for directory, ending in _distributions(entry or "."):
-            name = re.sub(r"[-_.]+", "-", directory.name.removesuffix(ending).partition("-")[0]).lower()
+        for directory in _distributions(entry or "."):
+            name = re.sub(r"[-_.]+", "-", directory.stem.partition("-")[0]).lower()
             if name not in seen:
                 seen.add(name)
-                found += _points_of(directory, ending, group)
+                found += _points_of(directory, group)
     return sorted(found, key=_order)
 
 
@@ -85,21 +84,21 @@ def _only_directories(path: Iterable[str]) -> bool:
     return len(finders) <= 1 and not any(os.path.isfile(entry) for entry in path)  # noqa: PTH113 - sys.path holds text
 
 
-def _distributions(entry: str) -> Iterator[tuple[Path, str]]:
+def _distributions(entry: str) -> Iterator[Path]:
     try:
         names = sorted(os.listdir(entry))  # noqa: PTH208 - a Path for each of hundreds of names is slow
     except OSError:
         return  # sys.path may name what is not there, or what may not be read: Python skips it too
     for name in names:
-        if name.endswith(_ENDINGS):
-            yield Path(entry, name), name[-len(_ENDINGS[0]) :]
+        if name.endswith(tuple(_METADATA)):
+            yield Path(entry, name)
 
 
-def _points_of(directory: Path, ending: str, group: str) -> list[EntryPoint]:
+def _points_of(directory: Path, group: str) -> list[EntryPoint]:
     text = _read(directory / "entry_points.txt")
     if f"[{group}]" not in text:
         return []
-    name, version = _name_and_version(_read(directory / _METADATA[ending]))
+    name, version = _name_and_version(_read(directory / _METADATA[directory.suffix]))
     points, section = [], ""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("["):
