@@ -135,15 +135,15 @@ class Systemd:
     def stop(self) -> None:
         """Kill its PID 1, with which the kernel ends everything in its namespaces."""
         init, self._init = self._init, None
+        unshare, self._unshare = self._unshare, None
         if init is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 init.kill()
-        unshare, self._unshare = self._unshare, None
-        if unshare is not None:
+        elif unshare is not None:
             unshare.kill()
+        if unshare is not None:
+            # It buries PID 1 and ends with it.
             unshare.wait()
-        if init is not None:
-            psutil.wait_procs([init], timeout=10)
         if self._cgroup is not None:
             _remove_cgroup(self._cgroup)
             self._cgroup = None

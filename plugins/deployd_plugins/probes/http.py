@@ -11,6 +11,7 @@ from deployd_plugins.probes.network import verdict_of
 
 if TYPE_CHECKING:
     import http.client
+    import socket
 
 
 class HttpOptions(ProbeOptions, frozen=True, kw_only=True):
@@ -64,18 +65,15 @@ class HttpProbe(Probe[HttpOptions]):
         import threading
 
         connection, path = self._connection(call, timeout)
-
-        def hang_up() -> None:
-            # The time limit of a socket is per wait: one byte now and then would keep us here for ever.
-            if connection.sock is not None:
-                _shut(connection.sock)
-
-        timer = threading.Timer(timeout, hang_up)
+        headers = {"User-Agent": "deployd", "Connection": "close"}
+        headers |= {name: call.expand(value) for name, value in self.options.headers.items()}
+        deadline = time.monotonic() + timeout
+        connection.connect()
+        # The time limit of a socket is per wait: one byte now and then would keep us here for ever.
+        timer = threading.Timer(deadline - time.monotonic(), _hang_up, (connection.sock,))
         timer.daemon = True
         timer.start()
         try:
-            headers = {"User-Agent": "deployd", "Connection": "close"}
-            headers |= {name: call.expand(value) for name, value in self.options.headers.items()}
             connection.request(self.options.method, path, headers=headers)
             return self._judge(connection.getresponse())
         finally:
@@ -124,14 +122,13 @@ def _bounds(status: int | str) -> tuple[int, int]:
     return int(low), int(high or low)
 
 
-def _shut(connection: object) -> None:
+def _hang_up(connection: socket.socket) -> None:
     import contextlib
     import socket
 
-    if isinstance(connection, socket.socket):
-        with contextlib.suppress(OSError):
-            # Not SSLSocket's own: that would first unwrap, and wait.
-            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):
+        # Not SSLSocket's own shutdown: it would forget that there is TLS while another thread reads.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _words(error: Exception) -> str:
