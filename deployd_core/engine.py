@@ -97,6 +97,8 @@ class Engine:
         self._cancel = threading.Event()
         self._progress: tuple[int, int | None] | None = None
         self._last_error = ""
+        self.last_round = clock.monotonic()
+        """When it last went round, on the monotonic clock."""
         self._report = Report(service, coordination, clock, version=identity.version)
 
     def wake(self) -> None:
@@ -122,6 +124,7 @@ class Engine:
 
     def round(self) -> float:
         """Observe, plan and act once; the seconds until the next round is due."""
+        self.last_round = self._clock.monotonic()
         for outcome in self._tasks.collect():
             self._take(outcome)
         self._read()

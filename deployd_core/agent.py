@@ -1,0 +1,259 @@
+"""The daemon of a host: one engine per service, one ZooKeeper session, signals, readiness.
+
+Signal handlers only set flags; the main thread acts on them. SIGTERM and SIGINT end every engine at its next safe point (no restart
+under way), SIGHUP does the same and then begins again with what agent.toml says now. A service whose engine fails goes on alone:
+the others never notice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from deployd_core import __version__
+from deployd_core.boundary import call_plugin
+from deployd_core.clock import SystemClock, rfc3339
+from deployd_core.config import AgentConfig, load_agent_config, make_reporters
+from deployd_core.coordination import AgentInfo, Link
+from deployd_core.engine import Engine, Identity
+from deployd_core.errors import ConfigError, DeploydError, Unavailable
+from deployd_core.events import Events, Sink
+from deployd_core.logs import set_up_logging
+from deployd_core.model import Event
+from deployd_core.notify import Notifier
+from deployd_core.plugins import Plugins, PluginState
+from deployd_core.zookeeper.coordination import ZooKeeperCoordination
+from deployd_core.zookeeper.session import Session
+
+_LOG = logging.getLogger("deployd.agent")
+
+_JOIN_RETRY = 2.0
+_ENGINE_STUCK = 180.0
+"""Seconds without a round after which an engine counts as stuck: it goes round at least once a minute."""
+_BEAT = 5.0
+
+
+class Agent:
+    """One life of the agent, from one reading of agent.toml to the next."""
+
+    def __init__(self, config: AgentConfig, plugins: Plugins, notifier: Notifier) -> None:
+        self._config = config
+        self._plugins = plugins
+        self._notifier = notifier
+        self._stop = threading.Event()
+        self._engines: dict[str, Engine] = {}
+        self._threads: list[threading.Thread] = []
+        table = config.zookeeper
+        self._info = AgentInfo(
+            host=config.host,
+            instance=f"{_machine_id()}:{config.state_directory}",
+            version=__version__,
+            pid=os.getpid(),
+            since=rfc3339(time.time()),
+            zone=config.zone,
+            services=config.services,
+            plugins=tuple(sorted({str(row.provider) for row in plugins.rows if row.state is PluginState.OK})),
+        )
+        self._session = Session(table.hosts, table.chroot, session_timeout=float(table.session_timeout))
+        self._coordination = ZooKeeperCoordination(self._session, config.host, wake=self._wake)
+
+    def live(self, ended: threading.Event) -> None:
+        """Run until `ended` is set, and stop at a safe point."""
+        with ExitStack() as stack:
+            events = Events(self._sinks())
+            stack.callback(events.close, 2.0)
+            stack.callback(self._session.close)
+            if not self._connect(ended):
+                return
+            stack.callback(self._stop_engines)
+            self._start_engines(events)
+            self._notifier.send("READY=1", f"STATUS=following {', '.join(self._engines) or 'no service'}")
+            joined: set[str] = set()
+            while not ended.is_set():
+                self._join(joined)
+                self._beat()
+                ended.wait(_BEAT if len(joined) == len(self._engines) else _JOIN_RETRY)
+            self._notifier.send("STATUS=stopping at the next safe point")
+
+    def _connect(self, ended: threading.Event) -> bool:
+        """Wait for the ensemble, and for the chroot, for as long as it takes; say so now and then."""
+
+        def waiting(reason: str) -> None:
+            _LOG.warning("%s", reason)
+            self._notifier.send(f"STATUS={reason}")
+            self._beat()
+
+        if not self._session.start(timeout=None, stop=ended, waiting=waiting):
+            return False
+        while not ended.is_set():
+            try:
+                return self._session.wait_for_chroot(ended, waiting)
+            except Unavailable as error:
+                waiting(error.message)
+                ended.wait(_JOIN_RETRY)
+        return False
+
+    def _start_engines(self, events: Events) -> None:
+        identity = Identity(host=self._config.host, zone=self._config.zone, version=__version__)
+        for service in self._config.services:
+            self._engines[service] = Engine(
+                service,
+                identity,
+                coordination=self._coordination,
+                plugins=self._plugins,
+                events=events,
+                clock=SystemClock(),
+                observe_every=float(self._config.observe_every),
+            )
+        for service, engine in self._engines.items():
+            thread = threading.Thread(target=engine.run, args=(self._stop,), name=f"deployd-{service}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _stop_engines(self) -> None:
+        self._stop.set()
+        for engine in self._engines.values():
+            engine.wake()
+        for thread in self._threads:
+            thread.join()
+
+    def _join(self, joined: set[str]) -> None:
+        """Enter the rosters; a service that is not there yet, or a ZooKeeper that is away, is tried again."""
+        if self._session.link is not Link.CONNECTED:
+            return
+        try:
+            self._coordination.announce(
+                AgentInfo(version=__version__, services=self._config.services, python=platform.python_version())
+            )
+            for service in set(self._engines) - joined:
+                if self._coordination.join(service, self._config.zone):
+                    joined.add(service)
+                    self._engines[service].wake()
+        except DeploydError as error:
+            _LOG.warning("%s%s", error, f" ({error.hint})" if error.hint else "")
+
+    def _beat(self) -> None:
+        """Tell systemd that every engine goes round; silence has it restart the agent, which harms no service."""
+        now = time.monotonic()
+        stuck = [service for service, engine in self._engines.items() if now - engine.last_round > _ENGINE_STUCK]
+        if stuck:
+            _LOG.error("no round for %d s: %s", _ENGINE_STUCK, ", ".join(stuck))
+        elif self._notifier.watchdog:
+            self._notifier.send("WATCHDOG=1")
+
+    def _wake(self, service: str) -> None:
+        engine = self._engines.get(service)
+        if engine is not None:
+            engine.wake()
+
+    def _sinks(self) -> list[tuple[str, Sink]]:
+        """Where events go: the log, the reporters of agent.toml, and the event hooks of plugins."""
+        reporters = make_reporters(self._config, self._plugins)
+        hooks = self._plugins.hook_functions("deployd_event")
+        return [
+            ("log", _log_event),
+            *((reporter.name, _reporter_sink(reporter)) for reporter in reporters),
+            *((provider.entry, _hook_sink(provider, hook)) for provider, hook in hooks),
+        ]
+
+
+def run(config_path: Path, plugins_directory: Path | None = None) -> int:
+    """Run the agent in the foreground until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: agent.toml is wrong at the start, or another agent runs on this host. (A SIGHUP that finds it wrong keeps the
+            old one and logs the error.)
+    """
+    config = load_agent_config(config_path)
+    set_up_logging(host=config.host, journal="JOURNAL_STREAM" in os.environ)
+    notifier = Notifier()
+    ended, finish = threading.Event(), threading.Event()
+
+    def on_signal(number: int, _frame: object) -> None:
+        if number != signal.SIGHUP:
+            finish.set()
+        ended.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    with _only_agent(Path(config.state_directory), config.host):
+        while not finish.is_set():
+            ended.clear()
+            Agent(config, _load_plugins(config, plugins_directory), notifier).live(ended)
+            if not finish.is_set():
+                notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                config = _reread(config_path, config)
+    notifier.send("STOPPING=1")
+    return 0
+
+
+def _reread(path: Path, old: AgentConfig) -> AgentConfig:
+    try:
+        config = load_agent_config(path)
+    except DeploydError as error:
+        _LOG.error("%s; going on with the configuration as it was", error)
+        return old
+    _LOG.info("read %s again", path)
+    return config
+
+
+def _load_plugins(config: AgentConfig, directory: Path | None) -> Plugins:
+    plugins = Plugins.load(directory=directory or Path(config.plugins.directory), disabled=config.plugins.disabled)
+    for row in plugins.rows:
+        if row.state not in (PluginState.OK, PluginState.DISABLED):
+            _LOG.error("plugin %s cannot be used: %s", row.provider, row.reason)
+    return plugins
+
+
+@contextmanager
+def _only_agent(directory: Path, host: str) -> Iterator[None]:
+    """One agent per host and state directory; the kernel gives the lock back however the agent ends."""
+    path = directory / f"agent-{host}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}", hint="set state_directory in agent.toml") from error
+    with file:
+        file.seek(0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"an agent already runs for host {host}: pid {file.read().strip() or '?'} holds {path}") from error
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _machine_id() -> str:
+    """What tells machines of one name apart."""
+    try:
+        return Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except OSError:
+        return platform.node()
+
+
+def _log_event(event: Event) -> None:
+    details = " ".join(f"{key}={value!r}" for key, value in event.detail.items() if value)
+    _LOG.info("%s %s %s", event.name, event.service, details)
+
+
+def _reporter_sink(reporter: Any) -> Sink:
+    return lambda event: reporter.call(f"reporting {event.name}", lambda plugin: plugin.report(event))
+
+
+def _hook_sink(provider: Any, hook: Callable[..., Any]) -> Sink:
+    return lambda event: call_plugin(provider, f"in deployd_event for {event.name}", lambda: hook(event=event))
