@@ -48,7 +48,7 @@ class Place(Struct, frozen=True, kw_only=True):
 
 def boot_id() -> str:
     """The id of this boot of the machine; start times and flips of different boots cannot be compared."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
 
 
 def inspect(pid: int, root: Path, flips: Sequence[Flip]) -> Running | None:

@@ -166,7 +166,7 @@ running = processes.inspect(int(sys.argv[1]), pathlib.Path(sys.argv[2]), [])
 print(running.serves, running.why)
 """
     agent = [sys.executable, "-c", code, str(process.pid), str(service.root)]
-    answer = subprocess.run(agent, capture_output=True, text=True, check=True).stdout
+    answer = subprocess.run(agent, stdout=subprocess.PIPE, text=True, check=True).stdout
     assert answer.startswith("None its working directory and executable may not be read: run the agent as root")
 
 
