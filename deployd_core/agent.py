@@ -103,7 +103,7 @@ class Agent:
         return False
 
     def _start_engines(self, events: Events) -> None:
-        identity = Identity(host=self._config.host, zone=self._config.zone, version=__version__)
+        identity = Identity(host=self._config.host, zone=self._config.zone, address=self._config.address, version=__version__)
         for service in self._config.services:
             self._engines[service] = Engine(
                 service,
@@ -131,9 +131,7 @@ class Agent:
         if self._session.link is not Link.CONNECTED:
             return
         try:
-            self._coordination.announce(
-                AgentInfo(version=__version__, services=self._config.services, python=platform.python_version())
-            )
+            self._coordination.announce(self._info)
             for service in set(self._engines) - joined:
                 if self._coordination.join(service, self._config.zone):
                     joined.add(service)

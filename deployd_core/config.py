@@ -43,6 +43,9 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     host: Annotated[str, Meta(description="this host's name; the machine's by default")] = ""
     zone: Annotated[str, Meta(description="the failure domain this host is in")] = "default"
+    address: Annotated[str, Meta(description="the address that instances of this host listen on: {address} in a spec")] = (
+        "127.0.0.1"
+    )
     services: Annotated[tuple[str, ...], Meta(description="the services this host runs")] = ()
     state_directory: Annotated[str, Meta(description="the agent's lock file")] = "/run/deployd"
     observe_every: Annotated[Duration, Meta(description="how often an idle agent looks at its instances")] = Duration("30s")

@@ -108,6 +108,8 @@ class HostCall(Struct, frozen=True, kw_only=True):
     host: str
     zone: str
     root: Path
+    address: str = "127.0.0.1"
+    """Where instances of this host listen, as agent.toml says."""
     timeout: float
     """Seconds this call may take; past them it is abandoned and reported."""
 
@@ -122,7 +124,7 @@ class InstanceCall(HostCall, frozen=True, kw_only=True):
     """Its directory, resolved: read this rather than `current`, which can move between two reads."""
 
     def expand(self, text: str) -> str:
-        """Fill ``{instance} {port} {service} {host} {zone} {root} {build} {release}`` in an option.
+        """Fill ``{instance} {port} {address} {service} {host} {zone} {root} {build} {release}`` in an option.
 
         Raises:
             ConfigError: A placeholder that has no value here.
@@ -132,6 +134,7 @@ class InstanceCall(HostCall, frozen=True, kw_only=True):
             {
                 "instance": self.instance.name,
                 "port": self.instance.port,
+                "address": self.address,
                 "service": self.service,
                 "host": self.host,
                 "zone": self.zone,

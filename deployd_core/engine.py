@@ -51,6 +51,7 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     host: str
     zone: str
+    address: str
     version: str
 
 
@@ -234,7 +235,9 @@ class Engine:
             return scene.instance_call(instance.name, timeout)
 
         self._looking.start(decision, call, disk.flips, epoch=self._epoch, now=now)
-        here = HostCall(service=self.service, host=scene.host, zone=scene.zone, root=scene.root, timeout=_REREAD_EVERY)
+        here = HostCall(
+            service=self.service, host=scene.host, zone=scene.zone, address=scene.address, root=scene.root, timeout=_REREAD_EVERY
+        )
         self._looking.start_facts(setup, here, epoch=self._epoch, now=now)
 
     def _start_act(self, act: Act, scene: Scene) -> None:
@@ -259,6 +262,7 @@ class Engine:
             service=self.service,
             host=self._identity.host,
             zone=snapshot.membership.zone,
+            address=self._identity.address,
             root=Path(setup.spec.service.root),
             snapshot=snapshot,
             setup=setup,

@@ -52,6 +52,7 @@ class Scene(Struct, frozen=True, kw_only=True):
     service: str
     host: str
     zone: str
+    address: str
     root: Path
     snapshot: Snapshot
     setup: ServiceSetup
@@ -71,6 +72,7 @@ class Scene(Struct, frozen=True, kw_only=True):
             service=self.service,
             host=self.host,
             zone=self.zone,
+            address=self.address,
             root=self.root,
             timeout=timeout,
             instance=next(instance for instance in self.setup.instances if instance.name == name),

@@ -21,7 +21,7 @@ def send(call: InstanceCall, paths: Sequence[str]) -> None:
     if call.instance.port is None:
         raise ConfigError(f"{call.instance.name} has no port to warm up", hint="name it NAME@PORT")
     for path in paths:
-        connection = http.client.HTTPConnection("127.0.0.1", call.instance.port, timeout=_REQUEST_TIMEOUT)
+        connection = http.client.HTTPConnection(call.address, call.instance.port, timeout=_REQUEST_TIMEOUT)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
