@@ -99,7 +99,9 @@ def _source_as_json(provider: Provider) -> dict[str, Any]:
 
 
 def _where(found: Implementation) -> str:
-    return f"{found.plugin.__module__}.{found.plugin.__qualname__}" if found.provider.version else found.plugin.__qualname__
+    return (
+        f"{found.plugin.__module__}.{found.plugin.__qualname__}" if found.provider.version else f"class {found.plugin.__qualname__}"
+    )
 
 
 def _default(value: Any, *, required: bool) -> str:

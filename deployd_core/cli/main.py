@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
         Exception: A fault of deployd itself.
     """
     settings = Settings()
-    settings.debug = "--debug" in arguments  # for errors in the command line itself
+    settings.debug = settings.debug or "--debug" in arguments  # for errors in the command line itself
     colour = use_colour()
     try:
         result = command.main(

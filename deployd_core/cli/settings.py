@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from deployd_core.cli.groups import COMMANDS
 from deployd_core.units import Duration
@@ -25,13 +25,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Settings:
-    """What the flags said, and what follows from it. The context's object; filled by the options below."""
+    """What the environment and the flags say, and what follows from it. The context's object; the options below fill it in.
+
+    The environment is read here and not by click, so that a flag before the command beats it, and help knows it as well.
+    """
 
     def __init__(self) -> None:
-        self.debug = False
-        self.config: Path | None = None
-        self.plugins_directory: Path | None = None
-        self.zookeeper: str | None = None
+        self.debug = bool(os.environ.get("DEPLOYD_DEBUG"))
+        self.config = _path("DEPLOYD_CONFIG")
+        self.plugins_directory = _path("DEPLOYD_PLUGINS_DIR")
+        self.zookeeper = os.environ.get("DEPLOYD_ZOOKEEPER") or None
         self.connect_timeout = Duration("10s")
         self._plugins: Plugins | None = None
 
@@ -97,12 +100,15 @@ def duration(text: str) -> Duration:
         raise click.BadParameter(str(error)) from error
 
 
+def _path(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value) if value else None
+
+
 def _store(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-        settings = ctx.ensure_object(Settings)
-        from_environment = ctx.get_parameter_source(param.name or "") is ParameterSource.ENVIRONMENT
-        if value is not None and not (from_environment and getattr(settings, attribute)):
-            setattr(settings, attribute, value)  # a flag before the command is not undone by the environment after it
+    def callback(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+        if value is not None:
+            setattr(ctx.ensure_object(Settings), attribute, value)
 
     return callback
 
@@ -113,23 +119,21 @@ def config_options(command: F) -> F:
         (
             click.option(
                 "--config",
-                envvar="DEPLOYD_CONFIG",
                 type=click.Path(path_type=Path),
                 metavar="FILE",
-                help=f"agent.toml to take defaults from. [default: {AGENT_FILE}, if there is one]",
+                help=f"agent.toml to take defaults from. [default: {AGENT_FILE}, if there is one]  [env var: DEPLOYD_CONFIG]",
+                is_eager=True,
                 callback=_store("config"),
                 expose_value=False,
-                show_envvar=True,
             ),
             click.option(
                 "--plugins-dir",
-                envvar="DEPLOYD_PLUGINS_DIR",
                 type=click.Path(path_type=Path),
                 metavar="DIR",
-                help=f"Single-file plugins. [default: agent.toml's, else {PLUGIN_DIRECTORY}]",
+                help=f"Single-file plugins. [default: agent.toml's, else {PLUGIN_DIRECTORY}]  [env var: DEPLOYD_PLUGINS_DIR]",
+                is_eager=True,
                 callback=_store("plugins_directory"),
                 expose_value=False,
-                show_envvar=True,
             ),
             debug_option,
         )
@@ -152,12 +156,10 @@ def zookeeper_options(command: F) -> F:
         ),
         click.option(
             "--zookeeper",
-            envvar="DEPLOYD_ZOOKEEPER",
             metavar="HOSTS[/CHROOT]",
-            help=f"Where ZooKeeper is. [default: agent.toml's, else {DEFAULT_ZOOKEEPER}]",
+            help=f"Where ZooKeeper is. [default: agent.toml's, else {DEFAULT_ZOOKEEPER}]  [env var: DEPLOYD_ZOOKEEPER]",
             callback=_store("zookeeper"),
             expose_value=False,
-            show_envvar=True,
         ),
     ):
         command = option(command)
@@ -168,8 +170,7 @@ debug_option = click.option(
     "--debug",
     is_flag=True,
     default=None,
-    envvar="DEPLOYD_DEBUG",
-    help="Show the traceback of an error.",
+    help="Show the traceback of an error.  [env var: DEPLOYD_DEBUG]",
     callback=_store("debug"),
     expose_value=False,
 )
