@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class HttpOptions(ProbeOptions, frozen=True, kw_only=True):
     """What to ask, and what to expect."""
 
-    url: Annotated[str, Meta(description="page to ask for; {port} and the like are filled in")] = "http://127.0.0.1:{port}/"
+    url: Annotated[str, Meta(description="page to ask for; {port} and the like are filled in")] = "http://{address}:{port}/"
     method: Annotated[str, Meta(pattern="^[A-Z]+$", description="HTTP method")] = "GET"
     status: Annotated[tuple[int | str, ...], Meta(min_length=1, description='healthy: statuses and ranges such as "200-399"')] = (
         "200-299",

@@ -11,7 +11,7 @@ from deployd_plugins.probes.network import verdict_of
 class TcpOptions(ProbeOptions, frozen=True, kw_only=True):
     """Where to connect."""
 
-    host: Annotated[str, Meta(description="host name or address")] = "127.0.0.1"
+    host: Annotated[str, Meta(description="host name or address; {address} is the one in agent.toml")] = "{address}"
     port: Annotated[str, Meta(description="port; {port} is the instance's own")] = "{port}"
     source_ip: Annotated[str, Meta(description="address to connect from: a gate may let one through, such as 127.0.0.2")] = ""
 
