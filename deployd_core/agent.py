@@ -23,7 +23,7 @@ from deployd_core import __version__
 from deployd_core.boundary import call_plugin
 from deployd_core.clock import SystemClock, rfc3339
 from deployd_core.config import AgentConfig, load_agent_config, make_reporters
-from deployd_core.coordination import AgentInfo, Link
+from deployd_core.coordination import AgentInfo
 from deployd_core.engine import Engine, Identity
 from deployd_core.errors import ConfigError, DeploydError, Unavailable
 from deployd_core.events import Events, Sink
@@ -77,11 +77,11 @@ class Agent:
             stack.callback(self._stop_engines)
             self._start_engines(events)
             self._notifier.send("READY=1", f"STATUS=following {', '.join(self._engines) or 'no service'}")
-            joined: set[str] = set()
+            announced = False
             while not ended.is_set():
-                self._join(joined)
+                announced = announced or self._announce()
                 self._beat()
-                ended.wait(_BEAT if len(joined) == len(self._engines) else _JOIN_RETRY)
+                ended.wait(_BEAT if announced else _JOIN_RETRY)
             self._notifier.send("STATUS=stopping at the next safe point")
 
     def _connect(self, ended: threading.Event) -> bool:
@@ -105,6 +105,7 @@ class Agent:
     def _start_engines(self, events: Events) -> None:
         identity = Identity(host=self._config.host, zone=self._config.zone, address=self._config.address, version=__version__)
         for service in self._config.services:
+            self._coordination.join(service, self._config.zone)
             self._engines[service] = Engine(
                 service,
                 identity,
@@ -126,18 +127,14 @@ class Agent:
         for thread in self._threads:
             thread.join()
 
-    def _join(self, joined: set[str]) -> None:
-        """Enter the rosters; a service that is not there yet, or a ZooKeeper that is away, is tried again."""
-        if self._session.link is not Link.CONNECTED:
-            return
+    def _announce(self) -> bool:
+        """Say that this agent is alive; False while another one of the same name is, or ZooKeeper is away."""
         try:
             self._coordination.announce(self._info)
-            for service in set(self._engines) - joined:
-                if self._coordination.join(service, self._config.zone):
-                    joined.add(service)
-                    self._engines[service].wake()
         except DeploydError as error:
-            _LOG.warning("%s%s", error, f" ({error.hint})" if error.hint else "")
+            _LOG.error("%s%s", error, f" ({error.hint})" if error.hint else "")
+            return False
+        return True
 
     def _beat(self) -> None:
         """Tell systemd that every engine goes round; silence has it restart the agent, which harms no service."""

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from deployd_core.api import Gate, Manager, Options, Probe, ProbeOptions, Reporter, Source, Step, StepOptions, Strategy
 from deployd_core.boundary import Bound
 from deployd_core.errors import ConfigError
-from deployd_core.model import Instance, check_name
+from deployd_core.model import Instance, check_name, expand
 from deployd_core.plugins import Kind, Plugins, convert
 from deployd_core.spec import ServiceSpec, Table
 from deployd_core.units import Duration, encode_unit
@@ -137,7 +137,8 @@ def set_up(spec: ServiceSpec, service: str, plugins: Plugins, *, where: str = ""
         UnknownPlugin: A table names a plugin that is not here.
     """
     where = where or service
-    if not Path(spec.service.root).is_absolute() or spec.service.root == "/":
+    root = root_of(spec, service=service, host="host")
+    if not root.is_absolute() or root == Path("/"):
         raise ConfigError(f"{where}: [service] root {spec.service.root!r} must be an absolute path below /")
     instances = spec.instances_of(check_name(service, "service"))
     manager = _maybe(plugins, Kind.MANAGER, spec.instances.manager, f"{where}: [instances] manager")
@@ -155,6 +156,15 @@ def set_up(spec: ServiceSpec, service: str, plugins: Plugins, *, where: str = ""
         probe=_maybe(plugins, Kind.PROBE, spec.instances.probe, f"{where}: [instances] probe"),
         gate=_maybe(plugins, Kind.GATE, spec.instances.gate, f"{where}: [instances] gate"),
     )
+
+
+def root_of(spec: ServiceSpec, *, service: str, host: str) -> Path:
+    """The directory of a service on one host.
+
+    Raises:
+        ConfigError: The spec's root has another placeholder than {service} and {host}.
+    """
+    return Path(expand(spec.service.root, {"service": service, "host": host}))
 
 
 def make_reporters(config: AgentConfig, plugins: Plugins) -> tuple[Bound[Reporter[Any]], ...]:

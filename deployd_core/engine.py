@@ -22,7 +22,7 @@ from msgspec import Struct
 from deployd_core.acts import Act, Restart
 from deployd_core.api import HostCall, InstanceCall
 from deployd_core.clock import Clock, rfc3339
-from deployd_core.config import ServiceSetup, set_up
+from deployd_core.config import ServiceSetup, root_of, set_up
 from deployd_core.coordination import Coordination, Denial, Denied, HostStatus, Link, Snapshot
 from deployd_core.errors import DeploydError, PluginError, Unavailable
 from deployd_core.events import Events
@@ -86,6 +86,7 @@ class Engine:
         self._setup: ServiceSetup | None = None
         self._problem = ""
         self._store: ReleaseStore | None = None
+        self._root = Path()
         self._disk: Disk | None = None
         self._looking = Looking(self._tasks, observe_every=observe_every)
         # What makes it patient.
@@ -175,8 +176,8 @@ class Engine:
         try:
             setup = set_up(snapshot.spec, self.service, self._plugins)
             if self._store is None or self._setup is None or self._setup.spec.service != setup.spec.service:
-                table = setup.spec.service
-                self._store = ReleaseStore(self.service, Path(table.root), reserve=table.reserve)
+                self._root = root_of(setup.spec, service=self.service, host=self._identity.host)
+                self._store = ReleaseStore(self.service, self._root, reserve=setup.spec.service.reserve)
                 self._store.prepare()
             self._disk = self._store.look()
         except DeploydError as error:
@@ -263,7 +264,7 @@ class Engine:
             host=self._identity.host,
             zone=snapshot.membership.zone,
             address=self._identity.address,
-            root=Path(setup.spec.service.root),
+            root=self._root,
             snapshot=snapshot,
             setup=setup,
             build=Build(id=snapshot.enabled.build, digest=digest) if snapshot.enabled and digest else None,

@@ -20,10 +20,12 @@ Table = dict[str, Any]
 class ServiceTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[service]``"""
 
-    root: Annotated[str, Meta(description="directory of the service on each host, absolute")]
+    root: Annotated[str, Meta(description="directory of the service on each host, absolute; {service} and {host} are filled in")]
     keep_releases: Annotated[int, Meta(ge=2, description="releases to keep on disk beside those in use")] = 5
     keep_bytes: Annotated[Size | None, Meta(description="bytes of releases to keep at most; those in use always stay")] = None
-    reserve: Annotated[Size, Meta(description="free space to leave on the disk when a build is fetched and unpacked")] = Size("200MB")
+    reserve: Annotated[Size, Meta(description="free space to leave on the disk when a build is fetched and unpacked")] = Size(
+        "200MB"
+    )
 
 
 class InstancesTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +41,9 @@ class InstancesTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     warmup: Annotated[tuple[str, ...], Meta(description="paths to request before traffic comes back")] = ()
     min_available: Annotated[Share, Meta(description="never fewer open and healthy on a host because of a deploy")] = Share(0)
     restart_timeout: Annotated[Duration, Meta(description="longest a manager may take to restart one")] = Duration("1m")
-    healthy_timeout: Annotated[Duration, Meta(description="longest from a restart until one is healthy and stable")] = Duration("5m")
+    healthy_timeout: Annotated[Duration, Meta(description="longest from a restart until one is healthy and stable")] = Duration(
+        "5m"
+    )
 
 
 class RestartTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,7 +91,9 @@ class ServiceSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         if "{port}" in table.pattern and table.first_port is None:
             raise ConfigError("[instances] pattern has {port} but there is no first_port")
         if table.count > 1 and "{port}" not in table.pattern and "{number}" not in table.pattern:
-            raise ConfigError(f"[instances] pattern {table.pattern!r} gives {table.count} instances one name", hint="use {port} or {number}")
+            raise ConfigError(
+                f"[instances] pattern {table.pattern!r} gives {table.count} instances one name", hint="use {port} or {number}"
+            )
         first = table.first_port or 0
         return [
             table.pattern.replace("{port}", str(first + index)).replace("{number}", str(index + 1)) for index in range(table.count)

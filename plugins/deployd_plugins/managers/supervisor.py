@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
+
 from deployd_core.api import (
     ConfigError,
     DeploydError,
@@ -51,7 +53,9 @@ a second later."""
 class SupervisorOptions(Options, frozen=True, kw_only=True):
     """Where supervisord is, and what it calls an instance."""
 
-    url: Annotated[str, Meta(description="unix:///path/of/the/socket or http://host:port")] = "unix:///run/supervisor.sock"
+    url: Annotated[str, Meta(description="unix:///path/of/the/socket or http://host:port; {root} and the like are filled in")] = (
+        "unix:///run/supervisor.sock"
+    )
     program: Annotated[str, Meta(description="what supervisor calls an instance: program, or group:program")] = "{instance}"
     username: Annotated[str, Meta(description="user name, where supervisor wants one")] = ""
     password_file: Annotated[str, Meta(description="file that holds the password, alone")] = ""
@@ -109,7 +113,8 @@ class SupervisorManager(Manager[SupervisorOptions]):
         program.ask("signalProcess", self.options.reload_signal)
 
     def _program(self, call: InstanceCall) -> _Program:
-        return _Program(self.options, call.expand(self.options.program), call.timeout)
+        here = msgspec.structs.replace(self.options, url=call.expand(self.options.url))
+        return _Program(here, call.expand(self.options.program), call.timeout)
 
 
 class _Program:
@@ -237,9 +242,11 @@ def _transport(url: str, username: str, password: str, timeout: float) -> xmlrpc
     headers = [("Authorization", f"Basic {token}")] if username else []
 
     class Transport(xmlrpc.client.Transport):
-        def make_connection(self, host: object) -> http.client.HTTPConnection:  # noqa: ARG002
+        def make_connection(self, host: object) -> http.client.HTTPConnection:
             self._extra_headers = headers
-            return _connection(url, timeout)
+            connection = _connection(url, timeout)
+            self._connection = (host, connection)  # type: ignore[assignment]  # for close()
+            return connection
 
     return Transport()
 
