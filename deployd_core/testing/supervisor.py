@@ -140,7 +140,7 @@ class Supervisord:
         process, self._process = self._process, None
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                _end(psutil.Process(process.pid))
+                self._end(psutil.Process(process.pid))
             process.wait()
         if self._socket_directory is not None:
             shutil.rmtree(self._socket_directory, ignore_errors=True)
@@ -172,6 +172,17 @@ class Supervisord:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
+    def _end(self, supervisord: psutil.Process) -> None:
+        """Ask supervisord to end, which ends its programs; what is still there after a while is killed."""
+        family = supervisord.children(recursive=True)
+        supervisord.send_signal(signal.SIGTERM)
+        self._answers()  # it looks for signals once a second, unless something wakes it
+        _, left = psutil.wait_procs([supervisord, *family], timeout=_STOP_SECONDS)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=5)
+
     def _place_socket(self) -> None:
         self.socket = self.directory / "supervisor.sock"
         if len(str(self.socket).encode()) > _SOCKET_PATH_BYTES:
@@ -187,17 +198,6 @@ class Supervisord:
 
     def _end_of_log(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")[-2000:] if self.log.exists() else "(it wrote none)"
-
-
-def _end(supervisord: psutil.Process) -> None:
-    """Ask supervisord to end, which ends its programs; what is still there after a while is killed."""
-    family = supervisord.children(recursive=True)
-    supervisord.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs([supervisord, *family], timeout=_STOP_SECONDS)
-    for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, timeout=5)
 
 
 def _escape(text: str) -> str:
