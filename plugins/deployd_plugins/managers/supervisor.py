@@ -65,6 +65,8 @@ class SupervisorOptions(Options, frozen=True, kw_only=True):
         """Refuse a URL that cannot be a supervisor's."""
         from urllib.parse import urlsplit
 
+        if "{" in self.url:
+            return  # looked at again once it is filled in
         parts = urlsplit(self.url)
         if not (parts.scheme == "http" and parts.hostname and parts.port != 0) and not (
             parts.scheme == "unix" and parts.path and not parts.netloc
