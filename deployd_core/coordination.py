@@ -7,6 +7,7 @@ held to the same contract tests.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Protocol
 
@@ -83,6 +84,43 @@ class Freeze(Struct, frozen=True, kw_only=True, omit_defaults=True):
     by: str = ""
     why: str = ""
     until: str | None = None
+    """RFC 3339; None is until somebody lifts it, and so is a time that cannot be read."""
+
+    def active(self, now: datetime) -> bool:
+        """Whether it holds at `now`, which must know its time zone."""
+        if self.until is None:
+            return True
+        try:
+            until = datetime.fromisoformat(self.until)
+        except ValueError:
+            return True
+        return now < (until if until.tzinfo else until.replace(tzinfo=UTC))
+
+
+class AgentInfo(Struct, frozen=True, kw_only=True):
+    """What an agent says of itself while it lives: the ephemeral `/agents/<host>` node."""
+
+    host: str
+    instance: str
+    """Names what can run only once: machine id and path of the agent's lock file. An agent that finds its own `instance` announced
+    replaces it, since that predecessor must be dead; another's is left alone."""
+    version: str = ""
+    pid: int = 0
+    since: str = ""
+    """RFC 3339."""
+    zone: str = ""
+    services: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+
+
+class HistoryEntry(Struct, frozen=True, kw_only=True):
+    """Who enabled what, when, for whom: one node below `history`."""
+
+    build: str
+    digest: str | None = None
+    role: Role = Role.FLEET
+    by: str = ""
+    at: str = ""
 
 
 class InstanceStatus(Struct, frozen=True, kw_only=True):
@@ -135,6 +173,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     permit: Permit | None = None
     """Held by this host."""
     permits: tuple[Permit, ...] = ()
+    """Held by anybody, as of this reading. Their coming and going wakes only a host that was denied one for want of room."""
     hosts: int = 1
     problem: str = ""
     """A node that holds nonsense: which, why, and how to mend it. The other fields hold what could be read."""
@@ -155,7 +194,8 @@ class Denial(Enum):
     PAUSED = "paused"
     HALTED = "halted"
     FROZEN = "frozen"
-    FAILED = "failed"
+    FAILED = "failed"  # this host failed in this rollout and holds no permit
+    DUPLICATE = "duplicate-host"  # another live agent calls itself by this host's name
     CHANGED = "changed"  # something was written meanwhile: look again
 
 
@@ -175,11 +215,15 @@ class Link(Enum):
 
 
 class Coordination(Protocol):
-    """What the engine needs of ZooKeeper. Every method raises `Unavailable` within seconds rather than wait for a lost connection."""
+    """What the engine needs of ZooKeeper. Without a connection every method soon raises `Unavailable`."""
 
     @property
     def link(self) -> Link:
         """The state of the connection now."""
+        ...
+
+    def join(self, service: str, zone: str) -> None:
+        """Make this host a member of the service, with the next `snapshot` and if the service exists. It keeps its role."""
         ...
 
     def snapshot(self, service: str) -> Snapshot:
@@ -194,7 +238,7 @@ class Coordination(Protocol):
         ...
 
     def release_permit(self, snapshot: Snapshot, status: HostStatus) -> None:
-        """Give the permit back and report in one transaction; nothing happens when none is held. Clears this host's failure."""
+        """Give the permit back and report in one transaction; without a permit only report. Clears this host's failure."""
         ...
 
     def record_failure(self, snapshot: Snapshot, reason: str) -> None:
