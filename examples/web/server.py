@@ -1,0 +1,1 @@
+../../deployd_core/demo_app/server.py
