@@ -118,6 +118,11 @@ class WarmUp(InstanceAct, frozen=True):
 class Settle(Act, frozen=True):
     """Mark the release as good, give the permit back with the report, and tidy up."""
 
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return "putting the deploy on record"
+
 
 class RecordFailure(Act, frozen=True):
     """Enter this host into the failures of the rollout; its permit stays."""

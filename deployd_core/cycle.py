@@ -86,20 +86,20 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
     for facts, view in zip(seen.instances, shown, strict=True):
         if not view.phase.in_cycle:
             continue
-        act = _next_move(facts, view, wish, seen.rules)
+        act = _next_move(facts, view, seen, wish)
         setback = seen.setbacks.get(act.key) if act else None
         deadline = _deadline(view, seen.rules)
         failure = _failure(facts, view, seen, setback)
         if failure:
             failures.append(failure)
-        elif act is not None and act.key not in seen.busy and (setback is None or setback.retry_at <= seen.now):
+        elif act is not None and seen.ready(act.key):
             acts.append(act)
         deadlines.append(deadline)
         reasons.append(_waiting_for(facts, view, seen, setback))
     if failures:
         return Moves(acts=tuple(act for act in acts if not isinstance(act, Restart)), failure="; ".join(failures))
     entering, held_back = _enter(seen, shown, wish) if seen.connected else ([], "ZooKeeper does not answer")
-    acts += [entry for name in entering if (entry := _entry(name, wish, seen.rules)).key not in seen.busy]
+    acts += [entry for name in entering if seen.ready((entry := _entry(name, wish, seen.rules)).key)]
     if acts or reasons:
         return Moves(acts=tuple(acts), reason="; ".join(reasons), deadline=min(deadlines, default=None))
     return _stalled(seen, held_back or wish.why)
@@ -119,18 +119,19 @@ def _deadline(view: InstanceView, rules: Rules) -> float:
     return view.since + (rules.drain_timeout if view.phase is Phase.DRAINING else rules.healthy_timeout)
 
 
-def _next_move(facts: InstanceFacts, view: InstanceView, wish: Plan, rules: Rules) -> Act | None:
+def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish: Plan) -> Act | None:
     """The next act for an instance in the cycle; None while there is only waiting to do."""
     if view.phase is Phase.DRAINING:
         drained = facts.in_flight == 0
         return Restart(instance=facts.name, action=wish.action) if drained else None
     if view.phase is not Phase.WARMING or not facts.looked:
         return None
-    if not facts.running and facts.state is State.STOPPED:
-        return Restart(instance=facts.name, action=wish.action)
-    if not _healthy(facts, rules):
+    restart = Restart(instance=facts.name, action=wish.action)
+    if facts.serves != seen.build and (restart.key in seen.setbacks or (not facts.running and facts.state is State.STOPPED)):
+        return restart
+    if not _healthy(facts, seen.rules):
         return None
-    if rules.warmup and not facts.warm:
+    if seen.rules.warmup and not facts.warm:
         return WarmUp(instance=facts.name)
     return OpenGate(instance=facts.name) if facts.gate_closed else None
 

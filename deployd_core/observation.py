@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct, field
 
-from deployd_core.model import Build, FleetView, Health, PermitView, Role, State
+from deployd_core.model import FleetView, Health, PermitView, Role, State
 from deployd_core.units import Share
 
 
@@ -103,7 +103,7 @@ class Observation(Struct, frozen=True, kw_only=True):
     facts: Mapping[str, object] | None = field(default_factory=dict)
     """What the strategy found out about the host; None until it has looked."""
 
-    @property
-    def wanted(self) -> Build | None:
-        """The build with its digest, once both are known."""
-        return Build(id=self.build, digest=self.digest) if self.build and self.digest else None
+    def ready(self, key: str) -> bool:
+        """Whether an act may begin: it is not under way, and needs not wait after a setback."""
+        setback = self.setbacks.get(key)
+        return key not in self.busy and (setback is None or setback.retry_at <= self.now)

@@ -81,10 +81,17 @@ def _plan_serving(seen: Observation, strategy: Callable[[HostView], Plan]) -> De
     if not seen.permit.held and (seen.facts is None or not all(facts.looked for facts in seen.instances)):
         return _decide(seen, HostStep.CHECKING, reason="looking at the instances", views=views)
     if flipped and views_ready(views):
-        return _decide(seen, HostStep.RESTARTING, acts=_unless_busy(seen, Settle()), reason="settling", views=views)
+        return _settle(seen, HostStep.RESTARTING, views)
     if seen.failure is not None:
         return _decide(seen, HostStep.FAILED, reason=seen.failure, views=views)
     return _plan_restart(seen, views, strategy)
+
+
+def _settle(seen: Observation, step: HostStep, views: tuple[InstanceView, ...]) -> Decision:
+    """Everything is right: put it on record."""
+    act = Settle()
+    setback = seen.setbacks.get(act.key)
+    return _decide(seen, step, acts=_if_ready(seen, act), reason=setback.reason if setback else act.doing, views=views)
 
 
 def views_ready(views: tuple[InstanceView, ...]) -> bool:
@@ -114,19 +121,17 @@ def _plan_staging(seen: Observation) -> Decision | None:
             return None
         step, act = HostStep.PREPARING, RunStep(number=missing[0], marker=seen.steps[missing[0]])
     setback = seen.setbacks.get(act.key)
-    if setback is None:
-        return _decide(seen, step, acts=_unless_busy(seen, act), reason=act.doing)
-    if setback.permanent:
+    if setback is not None and setback.permanent:
         return _decide(seen, HostStep.BLOCKED, reason=setback.reason)
-    acts = _unless_busy(seen, act) if setback.retry_at <= seen.now else ()
-    return _decide(seen, step, acts=acts, reason=setback.reason)
+    return _decide(seen, step, acts=_if_ready(seen, act), reason=setback.reason if setback else act.doing)
 
 
 def _plan_at_rest(seen: Observation, views: tuple[InstanceView, ...]) -> Decision:
     """Nothing has to be restarted and no permit is held: at most something is to be put on record."""
     if views_ready(views):
-        acts = () if seen.good and seen.failure is None else _unless_busy(seen, Settle())
-        return _decide(seen, HostStep.CONVERGED, acts=acts, views=views)
+        if seen.good and seen.failure is None:
+            return _decide(seen, HostStep.CONVERGED, views=views)
+        return _settle(seen, HostStep.CONVERGED, views)
     if seen.failure is not None:
         return _decide(seen, HostStep.FAILED, reason=seen.failure, views=views)
     sick = [facts for facts in seen.instances if facts.health is Health.UNHEALTHY]
@@ -165,7 +170,7 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
     moves = cycle.plan(seen, views, plan)
     acts: tuple[Act, ...] = moves.acts
     if moves.failure:
-        acts = (*acts, *_unless_busy(seen, RecordFailure(reason=moves.failure)))
+        acts = (*acts, *_if_ready(seen, RecordFailure(reason=moves.failure)))
     return _decide(
         seen,
         HostStep.RESTARTING,
@@ -179,28 +184,21 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
 
 
 def _plan_permit(seen: Observation, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
-    act = TakePermit(limit=plan.limit, priority=plan.priority)
-    setback = seen.setbacks.get(act.key)
-    acts: tuple[Act, ...] = ()
-    if not seen.connected:
-        reason = _ZOOKEEPER_AWAY
-    elif setback is not None and setback.retry_at > seen.now:
-        reason = setback.reason
-    else:
-        reason, acts = setback.reason if setback else act.doing, _unless_busy(seen, act)
-    return _decide(seen, HostStep.WAITING, acts=acts, reason=reason, views=views, plan=plan)
+    return _begin(seen, HostStep.WAITING, TakePermit(limit=plan.limit, priority=plan.priority), views, plan)
 
 
 def _plan_flip(seen: Observation, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
-    act = Flip()
-    setback = seen.setbacks.get(act.key)
     if seen.flip_problem:
         return _decide(seen, HostStep.BLOCKED, reason=seen.flip_problem, views=views, plan=plan)
+    return _begin(seen, HostStep.FLIPPING, Flip(), views, plan)
+
+
+def _begin(seen: Observation, step: HostStep, act: Act, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
+    """Begin something new, which needs ZooKeeper's word."""
+    setback = seen.setbacks.get(act.key)
     if not seen.connected:
-        return _decide(seen, HostStep.FLIPPING, reason=_ZOOKEEPER_AWAY, views=views)
-    if setback is not None and setback.retry_at > seen.now:
-        return _decide(seen, HostStep.FLIPPING, reason=setback.reason, views=views, plan=plan)
-    return _decide(seen, HostStep.FLIPPING, acts=_unless_busy(seen, act), reason=act.doing, views=views, plan=plan)
+        return _decide(seen, step, reason=_ZOOKEEPER_AWAY, views=views, plan=plan)
+    return _decide(seen, step, acts=_if_ready(seen, act), reason=setback.reason if setback else act.doing, views=views, plan=plan)
 
 
 def _decide(
@@ -218,7 +216,7 @@ def _decide(
     if views is None:
         views = cycle.views(seen)
     if step is not HostStep.RESTARTING and step is not HostStep.FAILED:
-        acts += tuple(act for view in views if view.gate_closed for act in _unless_busy(seen, OpenGate(instance=view.name)))
+        acts += tuple(act for view in views if view.gate_closed for act in _if_ready(seen, OpenGate(instance=view.name)))
     return Decision(
         step=step,
         acts=acts,
@@ -230,5 +228,6 @@ def _decide(
     )
 
 
-def _unless_busy(seen: Observation, act: Act) -> tuple[Act, ...]:
-    return () if act.key in seen.busy else (act,)
+def _if_ready(seen: Observation, act: Act) -> tuple[Act, ...]:
+    """The act, unless it is under way or has to wait after a setback."""
+    return (act,) if seen.ready(act.key) else ()

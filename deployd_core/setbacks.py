@@ -30,7 +30,7 @@ class Setbacks:
         """An act failed; the next attempt waits twice as long as the last one did."""
         attempt = self._attempts[key] = self._attempts.get(key, 0) + 1
         reason = f"{error.message} ({error.hint})" if error.hint else error.message
-        delay = min(_MAX, _FIRST * 2.0 ** (attempt - 1)) * self._random.uniform(0.8, 1.2)
+        delay = min(_MAX, _FIRST * 2.0 ** min(attempt - 1, 10)) * self._random.uniform(0.8, 1.2)
         self._setbacks[key] = Setback(reason=reason, retry_at=now + delay, permanent=isinstance(error, _PERMANENT))
 
     def refused(self, key: str, reason: str, now: float, *, retry_after: float) -> None:

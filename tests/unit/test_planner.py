@@ -182,7 +182,7 @@ class World:
             process.in_flight = max(0, process.in_flight - 1)
 
 
-def drive(world: World, strategy: Any, data: st.DataObject | None = None, rounds: int = 400) -> Decision:
+def drive(world: World, strategy: Any, data: st.DataObject | None = None, rounds: int = 1500) -> Decision:
     """Go round until nothing more happens; with `data`, acts fail and the engine crashes at any moment."""
     decision = plan_host(world.observe(), strategy)
     trouble = 0
@@ -193,6 +193,8 @@ def drive(world: World, strategy: Any, data: st.DataObject | None = None, rounds
         if decision.step in (HostStep.CONVERGED, HostStep.FAILED) and not decision.acts:
             return decision
         for act in decision.acts:
+            pending = world.memory.get("setbacks", {}).get(act.key)
+            assert pending is None or pending.retry_at <= world.now, "what failed is not tried again before its time"
             mishap = (
                 data.draw(st.sampled_from(["", "", "", "fails", "crash-before", "crash-after"])) if data and trouble < 12 else ""
             )
@@ -200,6 +202,8 @@ def drive(world: World, strategy: Any, data: st.DataObject | None = None, rounds
             setbacks = world.memory.setdefault("setbacks", {})
             if mishap == "fails":
                 setbacks[act.key] = Setback(reason="it said no", retry_at=world.now + 2)
+                if isinstance(act, Restart):
+                    world.memory.setdefault("ordered", set()).add(act.instance)
                 continue
             if mishap == "crash-before":
                 world.memory.clear()
