@@ -1,7 +1,7 @@
 """A small HTTP service: `/` and `/health` answer the build it was started from. What the demo and the end-to-end tests deploy.
 
-Start it in a release: ``python server.py PORT [--address 127.0.0.1] [--start-seconds 0.2]``. It reads the file VERSION there, once, at its start, as a
-real service reads its code: what it answers is what it serves. SIGTERM lets the requests under way finish.
+Start it in a release: ``python server.py PORT [--address 127.0.0.1] [--start-seconds 0.2]``. It reads the file VERSION there, once,
+at its start, as a real service reads its code: what it answers is what it serves. SIGTERM lets the requests under way finish.
 """
 
 from __future__ import annotations
