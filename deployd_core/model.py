@@ -236,8 +236,9 @@ class HostView(Struct, frozen=True, kw_only=True):
 
     @property
     def stale(self) -> tuple[str, ...]:
-        """Names of the instances that have yet to enter the cycle, in the order of the spec."""
-        return tuple(instance.name for instance in self.instances if instance.phase is Phase.STALE)
+        """Names of the instances that have yet to enter the cycle: first those that serve nobody anyway, then in the order of the spec."""
+        waiting = [instance for instance in self.instances if instance.phase is Phase.STALE]
+        return tuple(instance.name for instance in sorted(waiting, key=lambda instance: instance.available))
 
     @property
     def cycling(self) -> tuple[str, ...]:
