@@ -1,0 +1,1 @@
+"""What tests need: of deployd itself, and of plugins."""
