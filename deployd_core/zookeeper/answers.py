@@ -1,0 +1,81 @@
+"""What ZooKeeper answers: nodes, events, and refusals. What kazoo raises becomes an error of ours here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from kazoo import exceptions as kazoo_errors
+
+from deployd_core.errors import Conflict, Unavailable
+
+
+class OutcomeUnknown(Unavailable):
+    """A write was sent and its answer did not come: it may have happened."""
+
+
+class Refused(Conflict):
+    """A write was refused, and nothing of it happened: a version differs, or a node is or is not there.
+
+    `path` is the node that was in the way.
+    """
+
+    def __init__(self, message: str, *, path: str, exists: bool = False, missing: bool = False) -> None:
+        super().__init__(message)
+        self.path = path
+        self.exists = exists
+        """It was to be created and is there already."""
+        self.missing = missing
+        """It is not there."""
+
+
+class Stat(NamedTuple):
+    """What ZooKeeper knows of a node beside its data."""
+
+    czxid: int
+    mzxid: int
+    version: int
+    owner: int
+    children: int
+
+
+class Node(NamedTuple):
+    """A node's data and stat, read at one moment."""
+
+    data: bytes
+    stat: Stat
+
+
+class Children(NamedTuple):
+    """The names below a node and the node's own stat, read at one moment."""
+
+    names: tuple[str, ...]
+    stat: Stat
+
+
+class WatchEvent(Protocol):
+    """What a watch is told. `path` is None when the connection broke: then every watch is gone."""
+
+    @property
+    def path(self) -> str | None:
+        """The node that changed, below the chroot."""
+        ...
+
+
+Watch = Callable[[WatchEvent], object]
+"""Called on kazoo's one thread: it may set an event or fill a queue, and nothing else.
+
+Pass the same object each time, or they pile up."""
+
+
+def refusal_of(error: Exception, path: str, where: str) -> Refused | None:
+    """What kazoo's error means for the node, or None when it is no refusal."""
+    if isinstance(error, kazoo_errors.BadVersionError):
+        return Refused(f"{where} was changed meanwhile", path=path)
+    if isinstance(error, kazoo_errors.NodeExistsError):
+        return Refused(f"{where} exists already", path=path, exists=True)
+    if isinstance(error, kazoo_errors.NoNodeError):
+        return Refused(f"{where} or the node above it does not exist", path=path, missing=True)
+    if isinstance(error, kazoo_errors.NotEmptyError):
+        return Refused(f"{where} has nodes below it", path=path)
+    return None

@@ -1,0 +1,219 @@
+"""`deployd_core.coordination.Coordination`, on ZooKeeper: what one agent reads of its services and writes about its host.
+
+Failure: nothing here waits for a lost connection. When the link breaks every engine is woken; what was read before no longer holds,
+and the next `snapshot` reads everything again. The agent's ephemeral node is made again after each lost session.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from deployd_core.coordination import AgentInfo, Denial, Denied, HostStatus, Link, Membership, Permit, Snapshot
+from deployd_core.errors import Conflict, Unavailable
+from deployd_core.model import FleetLimit, Role
+from deployd_core.zookeeper import layout, permits, services
+from deployd_core.zookeeper.cache import NodeCache
+from deployd_core.zookeeper.layout import ServicePaths
+from deployd_core.zookeeper.members import register
+from deployd_core.zookeeper.services import Problems
+from deployd_core.zookeeper.session import Node, Session
+from deployd_core.zookeeper.status import announce, write_status
+
+_log = logging.getLogger(__name__)
+
+_FULL = (Denial.SLOTS_FULL, Denial.ZONE_FULL)
+
+
+class ZooKeeperCoordination:
+    """What one host and its engines need of ZooKeeper. One thread per service may use it at a time, and all services at once."""
+
+    def __init__(
+        self,
+        session: Session,
+        host: str,
+        wake: Callable[[str], object],
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Use a session, not yet started or started.
+
+        Args:
+            session: The connection.
+            host: The name of this host.
+            wake: Told the name of a service when something of it changed. Called on ZooKeeper's threads: it may set an event
+                or fill a queue, and nothing else.
+            clock: The time of day, for what is stored and for the end of a freeze.
+        """
+        self._session = session
+        self._host = host
+        self._wake = wake
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._services: dict[str, _Service] = {}
+        self._info: AgentInfo | None = None
+        self._duplicate = ""
+        session.listen(self._on_link)
+
+    @property
+    def link(self) -> Link:
+        """The state of the connection now."""
+        return self._session.link
+
+    def announce(self, info: AgentInfo) -> None:
+        """Say that this agent is alive, now and after each lost session.
+
+        Raises:
+            Conflict: Another live agent calls itself by this host's name; until it is gone, `take_permit` is denied.
+            Unavailable: ZooKeeper does not answer; it is said as soon as it does.
+        """
+        self._info = info
+        try:
+            announce(self._session, info)
+        except Conflict as error:
+            self._duplicate = str(error)
+            raise
+        self._duplicate = ""
+
+    def join(self, service: str, zone: str) -> None:
+        """Make this host a member of the service, with the next `snapshot` and if the service exists. It keeps its role."""
+        self._service(service).join(zone)
+
+    def snapshot(self, service: str) -> Snapshot:
+        """Read what changed of a service, and watch it; a later change wakes the engine once."""
+        return self._service(service).snapshot()
+
+    def take_permit(self, snapshot: Snapshot, limit: FleetLimit) -> Permit | Denied:
+        """Ask for a permit under what `snapshot` said; when it is denied for want of room, a release wakes the engine."""
+        if self._duplicate and self._info is not None:
+            try:
+                self.announce(self._info)
+            except Conflict as error:
+                return Denied(code=Denial.DUPLICATE, reason=str(error))
+        service = self._service(snapshot.service)
+        answer = permits.take(
+            self._session, snapshot, limit, nonce=secrets.token_hex(8), now=self._clock(), watch=service.cache.watch
+        )
+        service.waiting = isinstance(answer, Denied) and answer.code in _FULL
+        if isinstance(answer, Denied) and answer.code is Denial.CHANGED:
+            service.cache.forget()  # the watch that says so may still be on its way
+        return answer
+
+    def release_permit(self, snapshot: Snapshot, status: HostStatus) -> None:
+        """Give the permit back, report, and clear this host's failure, in one transaction."""
+        permits.release(self._session, snapshot.service, self._host, status)
+
+    def record_failure(self, snapshot: Snapshot, reason: str) -> None:
+        """Enter this host's failure, halting the rollout in the same write when that exceeds the budget."""
+        permits.record_failure(self._session, snapshot, reason, self._clock())
+
+    def report(self, service: str, status: HostStatus) -> None:
+        """Write this host's report."""
+        write_status(self._session, service, status)
+
+    def _service(self, name: str) -> _Service:
+        with self._lock:
+            if name not in self._services:
+                self._services[name] = _Service(self._session, name, self._host, self._wake)
+            return self._services[name]
+
+    def _on_link(self, link: Link) -> None:
+        if link is Link.CONNECTED and self._info is not None:
+            try:
+                self.announce(self._info)
+            except Conflict as error:
+                _log.error("%s; no permit is taken until it is gone", error)
+            except Unavailable:
+                pass  # gone again: the next CONNECTED comes back here
+        with self._lock:
+            known = list(self._services)
+        for service in known:
+            self._wake(service)
+
+
+class _Service:
+    """What one host knows of one service."""
+
+    def __init__(self, session: Session, name: str, host: str, wake: Callable[[str], object]) -> None:
+        self._session = session
+        self._name = name
+        self._host = host
+        self._wake = wake
+        self._paths = ServicePaths(name)
+        self._zone: str | None = None
+        self._last: Snapshot | None = None
+        self._woken = threading.Event()
+        self.cache = NodeCache(session, self._changed)
+        self.waiting = False
+        """Whether others' permits are in this host's way: only then does their coming and going wake it."""
+
+    def join(self, zone: str) -> None:
+        self._zone = zone
+        self._last = None
+
+    def snapshot(self) -> Snapshot:
+        self._woken.clear()  # before reading: a change during it wakes again
+        if self._last is None or self.cache.stale:
+            self._last = None
+            self._last = self._read()
+        return self._last
+
+    def _changed(self) -> None:
+        if not self._woken.is_set():
+            self._woken.set()
+            self._wake(self._name)
+
+    def _read(self) -> Snapshot:
+        paths, problems = self._paths, Problems(self._session)
+        own, permit = paths.host(self._host), paths.permit(self._host)
+        watched = (paths.spec, paths.enabled, paths.canary, paths.rollout, layout.FREEZE, own, permit)
+        nodes = self.cache.read(watched)
+        if nodes[paths.spec] is not None and self._register(nodes[own]):
+            nodes = self.cache.read(watched)
+        spec = problems.read(layout.decode_spec, paths.spec, nodes[paths.spec], None)
+        if nodes[paths.spec] is None:
+            membership = Membership(zone=self._zone or "default")
+            return Snapshot(service=self._name, host=self._host, spec=None, membership=membership, enabled=None)
+        # A host whose role cannot be read does not know what to serve: it is not guessed.
+        membership = problems.read(layout.decode_membership, own, nodes[own], None) or Membership(zone=self._zone or "default")
+        unsure = str(problems)
+        wanted = services.wanted(paths, nodes, membership.role, problems)
+        held = permits.read_permits(self._session, self._name, self.cache.watch if self.waiting else None)
+        hosts = self._session.stat(paths.hosts)
+        return Snapshot(
+            service=self._name,
+            host=self._host,
+            spec=spec,
+            membership=membership,
+            enabled=None if unsure else wanted.enabled,
+            rollout_id="" if unsure else wanted.rollout_id,
+            rollout=services.read_rollout(paths, nodes, problems),
+            freeze=services.read_freeze(nodes, problems),
+            permit=_own(permit, nodes[permit]),
+            permits=held,
+            hosts=hosts.children if hosts else 1,
+            problem=str(problems),
+            versions=self._versions(nodes, membership.role),
+        )
+
+    def _register(self, node: Node | None) -> bool:
+        """Join as asked; returns whether anything was written."""
+        if self._zone is None:
+            return False
+        known = Problems(self._session).read(layout.decode_membership, self._paths.host(self._host), node, None) if node else None
+        if node is not None and (known is None or known.zone == self._zone):
+            return False
+        register(self._session, self._name, self._host, self._zone)
+        self.cache.forget()  # our own write: do not wait for its watch
+        return True
+
+    def _versions(self, nodes: Mapping[str, Node | None], role: Role) -> dict[str, int]:
+        guards = (*permits.guards(self._paths, role), self._paths.host(self._host))
+        return {path: node.stat.version for path in guards if (node := nodes[path]) is not None}
+
+
+def _own(path: str, node: Node | None) -> Permit | None:
+    return None if node is None else layout.decode_permit(path, node.data, node.stat)

@@ -1,0 +1,375 @@
+"""One ZooKeeper session: its link state, and operations that end in time and tell a refusal from an unknown outcome.
+
+Failure: everything raises `Unavailable` while there is no connection. A write whose answer was lost raises `OutcomeUnknown`:
+it may or may not have happened, so look before doing it again. What kazoo knows untyped (`Any`) ends in this module.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+from kazoo import exceptions as kazoo_errors
+from kazoo.client import KazooClient
+from kazoo.handlers.threading import KazooTimeoutError
+from kazoo.protocol.states import KeeperState
+from kazoo.retry import KazooRetry
+
+from deployd_core.coordination import Link
+from deployd_core.errors import ConfigError, DeploydError, NotFound, Unavailable
+from deployd_core.zookeeper.address import Identity, client_options, split_address, why_unreachable
+from deployd_core.zookeeper.answers import Children, Node, OutcomeUnknown, Refused, Stat, Watch, WatchEvent, refusal_of
+from deployd_core.zookeeper.link import LinkMonitor
+from deployd_core.zookeeper.transaction import Operation, Transaction
+
+__all__ = [
+    "Children",
+    "Identity",
+    "Node",
+    "OutcomeUnknown",
+    "Refused",
+    "Session",
+    "Stat",
+    "Transaction",
+    "Watch",
+    "WatchEvent",
+    "split_address",
+]
+
+SESSION_TIMEOUT = 10.0
+OPERATION_TIMEOUT = 5.0
+_RECONNECT = {"max_tries": -1, "delay": 0.05, "backoff": 2, "max_jitter": 0.4, "max_delay": 2.0}
+_CHUNK = 500
+_ROLLED_BACK = (kazoo_errors.RolledBackError, kazoo_errors.RuntimeInconsistency)
+
+
+class Session:
+    """A connection to ZooKeeper that outlives what happens to the network and the ensemble.
+
+    Safe to use from several threads. `listen` before `start`; listeners run on a thread of the session's own and may use it.
+    """
+
+    def __init__(
+        self,
+        hosts: str,
+        chroot: str = "/deployd",
+        *,
+        session_timeout: float = SESSION_TIMEOUT,
+        operation_timeout: float = OPERATION_TIMEOUT,
+        identity: Identity | None = None,
+    ) -> None:
+        self.hosts = hosts
+        self.chroot = chroot.rstrip("/")
+        self.session_timeout = session_timeout
+        self.operation_timeout = operation_timeout
+        self.identity = identity or Identity()
+        self._monitor = LinkMonitor(session_timeout)
+        self._client = self._new_client(hosts + self.chroot)
+
+    # The link
+
+    @property
+    def address(self) -> str:
+        """Hosts and chroot, for messages and for another session."""
+        return self.hosts + self.chroot
+
+    def where(self, path: str) -> str:
+        """The path as zkCli wants it, for messages."""
+        return self.chroot + path
+
+    @property
+    def link(self) -> Link:
+        """The state of the connection; ZooKeeper says LOST only when it answers again, so a long silence counts as that."""
+        return self._monitor.link
+
+    @property
+    def generation(self) -> int:
+        """Grows whenever the connection breaks: watches armed, and what was read, under a lower one no longer hold."""
+        return self._monitor.generation
+
+    @property
+    def session_id(self) -> int:
+        """The id of this session, as the owner of its ephemeral nodes; 0 while there is none."""
+        identity = self._client.client_id
+        return int(identity[0] or 0) if identity else 0
+
+    def listen(self, listener: Callable[[Link], object]) -> None:
+        """Have `listener` called with each change of the link, CONNECTED being said after every break."""
+        self._monitor.listen(listener)
+
+    # Beginning and end
+
+    def start(
+        self,
+        *,
+        timeout: float | None = 10.0,
+        stop: threading.Event | None = None,
+        waiting: Callable[[str], object] | None = None,
+        say_every: float = 10.0,
+    ) -> bool:
+        """Connect. With `timeout` None it waits for an ensemble that is down until `stop` is set; `waiting` is told why.
+
+        Returns:
+            Whether it is connected; False only after `stop`.
+
+        Raises:
+            Unavailable: Not connected within `timeout` seconds.
+            ConfigError: ZooKeeper does not accept who we say we are.
+        """
+        self._monitor.start()
+        self._client.start_async()
+        began = time.monotonic()
+        say_at = began + 1.0
+        while not self._answers():
+            now = time.monotonic()
+            if stop is not None and stop.is_set():
+                self.close()
+                return False
+            if timeout is not None and now - began > timeout:
+                reason = why_unreachable(self.hosts)
+                self.close()
+                raise Unavailable(
+                    f"ZooKeeper at {self.hosts} does not answer: {reason}", hint="is it running, and is the address right?"
+                )
+            if waiting is not None and now > say_at:
+                waiting(f"ZooKeeper at {self.hosts} does not answer ({why_unreachable(self.hosts)}); waiting for it")
+                say_at = time.monotonic() + say_every
+        return True
+
+    def close(self) -> None:
+        """End the session: its ephemeral nodes go at once. Never call it from a watch or a listener."""
+        self._client.stop()
+        self._client.close()
+        self._monitor.stop()
+
+    def __enter__(self) -> Session:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def wait_connected(self, timeout: float) -> bool:
+        """Wait until the link is CONNECTED; False when it is not within `timeout` seconds."""
+        return self._monitor.connected.wait(timeout)
+
+    def ensure_chroot(self) -> None:
+        """Create the chroot when it is missing.
+
+        Raises:
+            Unavailable: ZooKeeper does not answer.
+        """
+        if self.stat("/") is not None or not self.chroot:
+            return
+        # kazoo cannot create its own chroot.
+        with Session(self.hosts, "", session_timeout=self.session_timeout, identity=self.identity) as bare:
+            path = ""
+            for part in self.chroot.strip("/").split("/"):
+                path += f"/{part}"
+                bare.create_if_missing(path)
+
+    def require_chroot(self) -> None:
+        """Raise unless the chroot exists.
+
+        Raises:
+            NotFound: It does not; the hint says what to type.
+            Unavailable: ZooKeeper does not answer.
+        """
+        if self.stat("/") is None:
+            raise NotFound(f"ZooKeeper at {self.hosts} has no node {self.chroot}", hint=_CHROOT_HINT)
+
+    def wait_for_chroot(self, stop: threading.Event, waiting: Callable[[str], object]) -> bool:
+        """Wait until somebody creates the chroot, saying so once; False when `stop` was set meanwhile.
+
+        Raises:
+            Unavailable: ZooKeeper does not answer.
+        """
+        said = False
+        while not stop.is_set():
+            if self.stat("/") is not None:
+                return True
+            if not said:
+                waiting(f"ZooKeeper at {self.hosts} has no node {self.chroot} yet; waiting for it ({_CHROOT_HINT})")
+                said = True
+            stop.wait(0.5)
+        return False
+
+    # Reading
+
+    def get(self, path: str, watch: Watch | None = None) -> Node | None:
+        """Read a node, or None when it does not exist; a watch is armed either way."""
+        return self.get_many([path], watch)[path]
+
+    def get_many(self, paths: Iterable[str], watch: Watch | None = None) -> dict[str, Node | None]:
+        """Read many nodes in one round, and in a second one arm the watches of those that do not exist."""
+        found = self._pipelined(paths, lambda path: self._client.get_async(path, watch=watch))
+        nodes = {path: None if answer is None else Node(answer[0] or b"", _stat(answer[1])) for path, answer in found.items()}
+        missing = [path for path, node in nodes.items() if node is None]
+        if watch is None or not missing:
+            return nodes
+        appeared = [path for path, stat in self.stat_many(missing, watch).items() if stat is not None]
+        return nodes | self.get_many(appeared, watch) if appeared else nodes
+
+    def stat(self, path: str, watch: Watch | None = None) -> Stat | None:
+        """Look at a node without its data; None when it does not exist."""
+        return self.stat_many([path], watch)[path]
+
+    def stat_many(self, paths: Iterable[str], watch: Watch | None = None) -> dict[str, Stat | None]:
+        """Look at many nodes in one round."""
+        found = self._pipelined(paths, lambda path: self._client.exists_async(path, watch=watch))
+        return {path: None if answer is None else _stat(answer) for path, answer in found.items()}
+
+    def children(self, path: str, watch: Watch | None = None) -> Children | None:
+        """List the names below a node, sorted; None when it does not exist (then no watch is armed)."""
+        return self.children_many([path], watch)[path]
+
+    def children_many(self, paths: Iterable[str], watch: Watch | None = None) -> dict[str, Children | None]:
+        """List the names below many nodes in one round."""
+        found = self._pipelined(paths, lambda path: self._client.get_children_async(path, watch=watch, include_data=True))
+        return {
+            path: None if answer is None else Children(tuple(sorted(answer[0])), _stat(answer[1])) for path, answer in found.items()
+        }
+
+    # Writing
+
+    def create(self, path: str, data: bytes = b"", *, ephemeral: bool = False) -> None:
+        """Create a node below one that exists.
+
+        Raises:
+            Refused: It exists, or its parent does not.
+        """
+        self._write(path, lambda: self._client.create_async(path, data, ephemeral=ephemeral))
+
+    def create_if_missing(self, path: str, data: bytes = b"") -> bool:
+        """Create a node unless it exists; returns whether it did."""
+        try:
+            self.create(path, data)
+        except Refused as error:
+            if error.exists:
+                return False
+            raise
+        return True
+
+    def set(self, path: str, data: bytes, version: int = -1) -> Stat:
+        """Write a node, if it still has that version (-1 is any).
+
+        Raises:
+            Refused: It has another version, or does not exist.
+        """
+        return _stat(self._write(path, lambda: self._client.set_async(path, data, version)))
+
+    def delete(self, path: str, version: int = -1) -> None:
+        """Delete a node without children.
+
+        Raises:
+            Refused: It has another version, children, or does not exist.
+        """
+        self._write(path, lambda: self._client.delete_async(path, version))
+
+    def transaction(self) -> Transaction:
+        """Begin a transaction; nothing is sent before its `commit`."""
+        return Transaction(self._commit)
+
+    # What all of them share
+
+    def _new_client(self, hosts: str) -> Any:
+        client = KazooClient(
+            hosts=hosts,
+            timeout=self.session_timeout,
+            connection_retry=KazooRetry(**_RECONNECT),
+            **client_options(self.identity),
+        )
+        client.add_listener(self._monitor.tell)
+        return client
+
+    def _pipelined(self, paths: Iterable[str], ask: Callable[[str], Any]) -> dict[str, Any]:
+        answers: dict[str, Any] = {}
+        wanted = list(dict.fromkeys(paths))
+        for begin in range(0, len(wanted), _CHUNK):
+            chunk = wanted[begin : begin + _CHUNK]
+            self._require_link(chunk[0])
+            pending = [(path, ask(path)) for path in chunk]
+            deadline = time.monotonic() + self.operation_timeout
+            for path, answer in pending:
+                try:
+                    answers[path] = answer.get(timeout=max(0.001, deadline - time.monotonic()))
+                except kazoo_errors.NoNodeError:
+                    answers[path] = None
+                except (kazoo_errors.KazooException, KazooTimeoutError) as error:
+                    raise self._translate(error, "read", path) from error
+        return answers
+
+    def _write(self, path: str, begin: Callable[[], Any]) -> Any:
+        self._require_link(path)
+        try:
+            return begin().get(timeout=self.operation_timeout)
+        except (kazoo_errors.KazooException, KazooTimeoutError) as error:
+            raise self._translate(error, "write", path) from error
+
+    def _answers(self) -> bool:
+        if self._client.client_state == KeeperState.AUTH_FAILED:
+            self.close()
+            raise self._not_accepted()
+        if not self._monitor.connected.wait(0.05):
+            return False
+        try:
+            self.stat("/")  # a wrong password shows at the first operation only
+        except ConfigError:
+            self.close()
+            raise
+        except Unavailable:
+            return False
+        return True
+
+    def _commit(self, operations: Sequence[Operation]) -> None:
+        batch = self._client.transaction()
+        for operation in operations:
+            operation.add_to(batch)
+        results: Sequence[object] = self._write(operations[0].path, batch.commit_async)
+        # kazoo returns the errors. Those before and after the culprit say only that they were rolled back.
+        for operation, result in zip(operations, results, strict=False):
+            if isinstance(result, Exception) and not isinstance(result, _ROLLED_BACK):
+                raise self._translate(result, "write", operation.path)
+        if any(isinstance(result, Exception) for result in results):
+            raise Refused(f"ZooKeeper refused a transaction on {self.where(operations[0].path)}", path=operations[0].path)
+
+    def _require_link(self, path: str) -> None:
+        # kazoo would queue the operation and carry it out after the connection came back, however stale it is then.
+        if not self._monitor.connected.is_set():
+            if self._client.client_state == KeeperState.AUTH_FAILED:
+                raise self._not_accepted()
+            raise Unavailable(f"ZooKeeper at {self.hosts} is not connected: {path} cannot be read or written now")
+
+    def _translate(self, error: Exception, verb: str, path: str) -> DeploydError:
+        where = self.where(path)
+        if isinstance(error, kazoo_errors.AuthFailedError):
+            return self._not_accepted()
+        if isinstance(error, kazoo_errors.NoAuthError):
+            return ConfigError(
+                f"ZooKeeper does not allow {self.identity} to {verb} {where}", hint=f"see its access list: zkCli getAcl {where}"
+            )
+        refusal = refusal_of(error, path, where)
+        if refusal is not None:
+            return refusal
+        reason = "no answer in time" if isinstance(error, KazooTimeoutError) else type(error).__name__
+        kind = OutcomeUnknown if verb == "write" else Unavailable
+        return kind(f"ZooKeeper at {self.hosts} did not {verb} {where}: {reason}")
+
+    def _not_accepted(self) -> ConfigError:
+        return ConfigError(f"ZooKeeper at {self.hosts} does not accept {self.identity}", hint="check user and password")
+
+
+_CHROOT_HINT = "`deployd services apply` creates it; if it exists elsewhere, correct the address"
+
+
+def _stat(stat: Any) -> Stat:
+    return Stat(
+        czxid=stat.czxid,
+        mzxid=stat.mzxid,
+        version=stat.version,
+        owner=stat.ephemeralOwner or 0,
+        children=stat.numChildren,
+    )
