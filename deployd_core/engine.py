@@ -81,7 +81,7 @@ class Engine:
         self._tasks = make_tasks(clock, self._awake.set)
         # What is known of the world.
         self._changed = True
-        self._read_at = 0.0
+        self._woken_at = self._read_at = 0.0
         self._snapshot: Snapshot | None = None
         self._setup: ServiceSetup | None = None
         self._problem = ""
@@ -105,6 +105,7 @@ class Engine:
 
     def wake(self) -> None:
         """Something in ZooKeeper has changed. May be called from any thread."""
+        self._woken_at = self._clock.monotonic()
         self._changed = True
         self._awake.set()
 
@@ -164,8 +165,7 @@ class Engine:
         if aim != self._aim:
             self._aim = aim
             self._take_aim()
-        if snapshot != before:
-            self._setbacks.lift("takepermit")
+        self._setbacks.lift("takepermit")
 
     def _prepare(self, snapshot: Snapshot) -> None:
         """Make what the spec names. A spec that cannot be carried out is shown as a problem, and nothing is touched."""
@@ -309,15 +309,16 @@ class Engine:
             case "warmup":
                 self._looking.warmed(name)
             case "takepermit":
-                self._take_answer(outcome.value, now)
+                self._take_answer(outcome, now)
             case "settle" | "recordfailure":
                 self._changed = True
 
-    def _take_answer(self, answer: object, now: float) -> None:
+    def _take_answer(self, outcome: Outcome, now: float) -> None:
         """A permit shows in the next snapshot; a no is a setback that any change in ZooKeeper ends."""
+        answer = outcome.value
         if isinstance(answer, Veto):
             self._setbacks.refused("takepermit", f"vetoed by {answer.reason}", now, retry_after=answer.retry_after)
-        elif isinstance(answer, Denied) and answer.code is not Denial.CHANGED:
+        elif isinstance(answer, Denied) and answer.code is not Denial.CHANGED and self._woken_at < outcome.started:
             self._setbacks.refused("takepermit", answer.reason, now, retry_after=_REREAD_EVERY)
         else:
             self._changed = True
