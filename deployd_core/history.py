@@ -1,0 +1,60 @@
+"""What is remembered on a host of one service: which builds were good, and when `current` was flipped."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from deployd_core.clock import rfc3339
+from deployd_core.disk import write_atomically
+from deployd_core.model import Flip
+
+_GOOD_KEPT = 20
+_FLIPS_KEPT = 50
+
+
+class History(Struct, frozen=True, kw_only=True):
+    """What was written down, bounded."""
+
+    good: tuple[str, ...] = ()
+    """Newest first."""
+    flips: tuple[Flip, ...] = ()
+    """Oldest first."""
+
+    def marked_good(self, build: str) -> History:
+        """With a build as the newest good one."""
+        good = (build, *(other for other in self.good if other != build))
+        return msgspec.structs.replace(self, good=good[:_GOOD_KEPT])
+
+    def flipped(self, build: str) -> History:
+        """With a flip to a build at this moment."""
+        flip = Flip(
+            build=build,
+            boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            boot_time=time.clock_gettime(time.CLOCK_BOOTTIME),
+            at=rfc3339(time.time()),
+        )
+        return msgspec.structs.replace(self, flips=(*self.flips, flip)[-_FLIPS_KEPT:])
+
+
+class HistoryFile:
+    """Keeps a history on disk, through crashes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> tuple[History, str]:
+        """What was written, and what is wrong with it: damage must not pass for a host that has no past."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=History), ""
+        except FileNotFoundError:
+            return History(), ""
+        except msgspec.DecodeError as error:
+            return History(), f"{self._path} is damaged ({error}); mend it, or move it away to forget what was good"
+
+    def write(self, history: History) -> None:
+        """Replace it."""
+        write_atomically(self._path, msgspec.json.encode(history))
