@@ -50,7 +50,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Answer the build that this was started from.")
     parser.add_argument("port", type=int)
     parser.add_argument("--address", default="127.0.0.1", help="where to listen")
-    parser.add_argument("--address", default="127.0.0.1")
     parser.add_argument("--start-seconds", type=float, default=0.2, help="how long the start-up takes")
     arguments = parser.parse_args()
     build = Path("VERSION").read_text(encoding="utf-8").strip()
