@@ -128,7 +128,7 @@ class InstanceStatus(Struct, frozen=True, kw_only=True):
 
     name: str
     phase: str
-    serves: str | None
+    serves: str | None = None
     state: str
     health: str
     reason: str = ""
@@ -140,8 +140,8 @@ class HostStatus(Struct, frozen=True, kw_only=True):
     host: str
     zone: str
     role: Role
-    wanted: str | None
-    served: str | None
+    wanted: str | None = None
+    served: str | None = None
     """The one build that every instance serves; None while they differ, or serve nothing."""
     step: str
     """What the host is doing: `deployd_core.planner.HostStep`."""
