@@ -10,14 +10,11 @@ from typing import Any
 import click
 
 from deployd_core import __version__
+from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import COMPLETE_VARIABLE, LazyGroup, UnknownCommandError
 from deployd_core.cli.output import use_colour
 from deployd_core.cli.settings import Settings, config_options
 from deployd_core.errors import DeploydError
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
@@ -67,17 +64,17 @@ def run(arguments: Sequence[str]) -> int:
             complete_var=COMPLETE_VARIABLE,
         )
     except UnknownCommandError as error:
-        return _fail(settings, error, EXIT_USAGE)
+        return _fail(settings, error, Exit.USAGE)
     except DeploydError as error:
-        return _fail(settings, error, EXIT_FAILED)
+        return _fail(settings, error, Exit.FAILED)
     except click.UsageError as error:
         return _fail_usage(error)
     except click.ClickException as error:
         click.echo(f"deployd: error: {error.format_message()}", err=True)
         return error.exit_code
     except click.Abort as error:
-        return EXIT_INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else EXIT_FAILED
-    return result if isinstance(result, int) else 0
+        return Exit.INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else Exit.FAILED
+    return int(result) if isinstance(result, int) else Exit.DONE
 
 
 def _fail(settings: Settings, error: DeploydError, code: int) -> int:
@@ -97,7 +94,7 @@ def _fail_usage(error: click.UsageError) -> int:
         click.echo(context.get_usage(), err=True)
     help_of = context.command_path if context is not None else "deployd"
     click.echo(f"deployd: error: {error.format_message().rstrip('.')}. Try: {help_of} --help", err=True)
-    return EXIT_USAGE
+    return Exit.USAGE
 
 
 def _report_fault(kind: type[BaseException], fault: BaseException, traceback: TracebackType | None) -> Any:
@@ -118,5 +115,5 @@ def main() -> None:
     try:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
+        code = Exit.INTERRUPTED
     sys.exit(code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 import click
@@ -45,7 +45,15 @@ def print_json(schema: str, body: Mapping[str, Any]) -> None:
 def print_table(
     header: Sequence[str], rows: Iterable[Sequence[str]], *, shorten: int | None = None, colours: Mapping[str, str] | None = None
 ) -> None:
-    """Print rows in columns: one line each, the same in a pipe whatever the width of a terminal.
+    """Print rows in columns; see `format_table`."""
+    for line in format_table(header, rows, shorten=shorten, colours=colours):
+        click.echo(line)
+
+
+def format_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, shorten: int | None = None, colours: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Put rows in columns: one line each, the same in a pipe whatever the width of a terminal.
 
     Args:
         header: Column names, upper case.
@@ -60,14 +68,14 @@ def print_table(
         widths[shorten] = max(min(20, widths[shorten]), widths[shorten] - max(0, excess))
     for number, row in enumerate(cells):
         line = _GAP.join(_cell(text, width, colours if number else None) for text, width in zip(row, widths, strict=True))
-        click.echo(line.rstrip())
+        yield line.rstrip()
 
 
 def _cell(text: str, width: int, colours: Mapping[str, str] | None) -> str:
     if len(text) > width:
         text = text[: width - 1] + "…"
     padded = text.ljust(width)
-    colour = (colours or {}).get(text.partition(" ")[0].rstrip(":"))
+    colour = (colours or {}).get(text.partition(" ")[0].rstrip(":,"))
     return click.style(text, fg=colour) + padded[len(text) :] if colour and use_colour() else padded
 
 

@@ -87,6 +87,13 @@ class Settings:
             return self.agent_config.zookeeper.hosts + self.agent_config.zookeeper.chroot
         return self.zookeeper or DEFAULT_ZOOKEEPER
 
+    @property
+    def zookeeper_origin(self) -> str:
+        """Who says so: for the message when nobody answers there."""
+        if self.zookeeper is not None:
+            return "from DEPLOYD_ZOOKEEPER" if self.zookeeper == os.environ.get("DEPLOYD_ZOOKEEPER") else "from --zookeeper"
+        return f"from {self.config or AGENT_FILE}" if self.agent_config is not None else "the default"
+
 
 def duration(text: str) -> Duration:
     """Read a length of time from the command line.

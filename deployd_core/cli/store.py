@@ -1,0 +1,48 @@
+"""ZooKeeper, as commands use it: connecting, with a clear error when nobody answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from deployd_core.cli.output import message
+from deployd_core.errors import Unavailable
+from deployd_core.zookeeper.address import split_address
+from deployd_core.zookeeper.session import Session
+
+if TYPE_CHECKING:
+    from deployd_core.cli.settings import Settings
+
+
+@contextmanager
+def connected(settings: Settings, *, create: bool = False) -> Iterator[Session]:
+    """A session with the ZooKeeper that the settings name; says so when that takes more than a second.
+
+    Args:
+        settings: Where it is, and how long to try.
+        create: Whether to create the chroot, instead of saying that it is missing.
+
+    Raises:
+        ConfigError: The address is not one.
+        Unavailable: It does not answer in time.
+        NotFound: It has no such chroot.
+    """
+    if not settings.debug:
+        logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # it speaks of every attempt
+    hosts, chroot = split_address(settings.zookeeper_address)
+    session = Session(hosts, chroot)
+    try:
+        session.start(timeout=settings.connect_timeout, waiting=lambda why: message(f"deployd: {why}"))
+    except Unavailable as error:
+        hint = f"is it running? The address is {settings.zookeeper_origin}; another one: --zookeeper HOST:PORT/CHROOT"
+        raise Unavailable(f"{error.message}; gave up after {settings.connect_timeout}", hint=hint) from error
+    try:
+        if create:
+            session.ensure_chroot()
+        else:
+            session.require_chroot()
+        yield session
+    finally:
+        session.close()
