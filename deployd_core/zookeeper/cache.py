@@ -23,7 +23,9 @@ class NodeCache:
         self._lock = threading.Lock()
         self._nodes: dict[str, tuple[int, Node | None]] = {}
         self._children: dict[str, tuple[int, Children | None]] = {}
-        self._marked: set[str] = set()
+        # Data and children of a node are read apart, so that reading the one must not pass for reading the other.
+        self._node_marks = _Marks()
+        self._children_marks = _Marks()
         self._generation = -1
         # One object for every watch: kazoo keeps watches in sets, so that arming the same one twice is arming it once.
         self.watch = self._fired
@@ -32,17 +34,17 @@ class NodeCache:
     def stale(self) -> bool:
         """Whether anything must be read again."""
         with self._lock:
-            return bool(self._marked) or self._generation != self._session.generation
+            return bool(self._node_marks.fired or self._children_marks.fired) or self._generation != self._session.generation
 
     def read(self, paths: Iterable[str]) -> dict[str, Node | None]:
         """The nodes as they are now, reading those that changed."""
         wanted = list(paths)
-        generation, needed = self._claim(wanted, self._nodes)
+        generation, needed = self._claim(wanted, self._nodes, self._node_marks)
         if needed:
             try:
                 fresh = self._session.get_many(needed, self.watch)
             except DeploydError:
-                self._mark(needed)
+                self._mark(needed, self._node_marks)
                 raise
             with self._lock:
                 self._nodes.update({path: (generation, node) for path, node in fresh.items()})
@@ -50,12 +52,12 @@ class NodeCache:
 
     def children(self, path: str) -> Children | None:
         """The names below a node as they are now; a node that does not exist is looked for each time."""
-        generation, needed = self._claim([path], self._children)
+        generation, needed = self._claim([path], self._children, self._children_marks)
         if needed or self._children[path][1] is None:
             try:
                 fresh = self._session.children(path, self.watch)
             except DeploydError:
-                self._mark([path])
+                self._mark([path], self._children_marks)
                 raise
             with self._lock:
                 self._children[path] = (generation, fresh)
@@ -64,24 +66,38 @@ class NodeCache:
     def forget(self) -> None:
         """Read everything again next time."""
         with self._lock:
-            self._marked.update(self._nodes, self._children)
+            self._fire(None)
 
-    def _claim(self, paths: list[str], known: Mapping[str, tuple[int, object]]) -> tuple[int, list[str]]:
+    def _claim(self, paths: list[str], known: Mapping[str, tuple[int, object]], marks: _Marks) -> tuple[int, list[str]]:
         # The marks go before the reading begins: a watch that fires during it marks the node again.
         with self._lock:
             generation = self._generation = self._session.generation
-            needed = [path for path in paths if path in self._marked or known.get(path, (-1, None))[0] != generation]
-            self._marked.difference_update(needed)
+            needed = [path for path in paths if path in marks.fired or known.get(path, (-1, None))[0] != generation]
+            marks.watched.update(needed)
+            marks.fired.difference_update(needed)
         return generation, needed
 
-    def _mark(self, paths: list[str]) -> None:
+    def _mark(self, paths: list[str], marks: _Marks) -> None:
         with self._lock:
-            self._marked.update(paths)
+            marks.fired.update(paths)
+
+    def _fire(self, path: str | None) -> None:
+        self._node_marks.fire(path)
+        self._children_marks.fire(path)
 
     def _fired(self, event: WatchEvent) -> None:
         with self._lock:
-            if event.path is None:
-                self._marked.update(self._nodes, self._children)
-            else:
-                self._marked.add(event.path)
+            self._fire(event.path)
         self._changed()
+
+
+class _Marks:
+    """The paths that are watched, and those of them that must be read again."""
+
+    def __init__(self) -> None:
+        self.watched: set[str] = set()
+        self.fired: set[str] = set()
+
+    def fire(self, path: str | None) -> None:
+        """Mark a path if it is watched; None marks all."""
+        self.fired |= self.watched if path is None else self.watched & {path}
