@@ -1,0 +1,323 @@
+"""`deployd demo`: a small fleet on this machine, rolled from one build to the next, as a story on the screen.
+
+Everything in it is real (ZooKeeper, agents, supervisors, the service) and lies below one temporary directory, on loopback. However
+it ends, by itself, by an error or by a signal, it takes everything down.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+import click
+
+from deployd_core import rollouts
+from deployd_core.config import load_spec
+from deployd_core.demo_client import Client, ask
+from deployd_core.errors import ConfigError, RestartFailed, Unavailable
+from deployd_core.packing import Packed, pack
+from deployd_core.plugins import Plugins
+from deployd_core.processes import process_id
+from deployd_core.rollouts import FleetStatus, HostEntry
+from deployd_core.testing.fleet import Fleet
+from deployd_core.testing.zookeeper import ZooKeeperServer, find_classpath, find_java, home_from_environment
+from deployd_core.zookeeper.session import Session
+
+SERVICE = "web"
+CHROOT = "/deployd"
+INSTANCES = 2
+"""Of each host."""
+
+_STRATEGY = "concurrency"
+_OPTIONS = "limit = 1\ninstances_at_once = 1"
+_START_TIMEOUT = 30.0
+_SECONDS_PER_HOST = 20.0
+_LONGEST_TMP = 40
+"""Bytes of a temporary directory: below it lie the sockets of supervisors, whose paths Linux limits to 107."""
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+def run_demo(*, keep: bool, hosts: int = 3) -> int:
+    """Show a fleet that rolls from v1 to v2.
+
+    Args:
+        keep: Whether to leave it running at the end, until Ctrl-C or SIGTERM.
+        hosts: How many hosts, with two instances each.
+
+    Returns:
+        0 when every instance really serves v2 at the end, otherwise 1.
+
+    Raises:
+        ConfigError: Java, ZooKeeper's jars or supervisor are missing; the hint says what to install.
+        Unavailable: Something did not start, ended, or took too long.
+        RestartFailed: A host failed.
+    """
+    home = home_from_environment()
+    _require(home)
+    logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # it speaks of every attempt
+    with ExitStack() as stack:
+        stack.enter_context(_signals())
+        directory = _directory(stack)
+        try:
+            demo = Demo(directory, stack, home=home, hosts=hosts)
+            done = demo.tell()
+            _say(_next_steps(demo.address) if keep else _LAST_WORDS)
+            if keep:
+                demo.stay()
+        finally:
+            # From here on everything is taken down, and that is not interrupted.
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+    return 0 if done else 1
+
+
+class Demo:
+    """The fleet, and the story told of it."""
+
+    def __init__(self, directory: Path, stack: ExitStack, *, home: Path | None, hosts: int) -> None:
+        self._directory = directory
+        self._stack = stack
+        self._zookeeper = ZooKeeperServer(directory / "zookeeper", home=home)
+        self._hosts = hosts
+        self._fleet: Fleet
+        self._session: Session
+
+    @property
+    def address(self) -> str:
+        """The address of its ZooKeeper, with the chroot."""
+        return self._zookeeper.address + CHROOT
+
+    def tell(self) -> bool:
+        """Tell the story; whether it ended well."""
+        began = time.monotonic()
+        _say(f"deployd demo: {self._hosts} hosts with {INSTANCES} instances each, everything below {self._directory}\n")
+        self._start()
+        builds = {build: self._pack(build) for build in ("v1", "v2")}
+        path = self._directory / f"{SERVICE}.toml"
+        path.write_text(
+            self._fleet.spec(SERVICE, self._directory / "builds", strategy=_STRATEGY, options=_OPTIONS), encoding="utf-8"
+        )
+        rollouts.apply_spec(self._session, SERVICE, load_spec(path, Plugins.load(directory=self._fleet.plugins), SERVICE))
+        self._wait(self._all_alive, _START_TIMEOUT)
+        _say(f"1. ZooKeeper, {self._hosts} agents and as many supervisors run   ({time.monotonic() - began:.1f} s)")
+        _say(
+            f"2. Service {SERVICE}: strategy {_STRATEGY}, one host at a time, one instance at a time; builds v1 and v2 are packed\n"
+        )
+        _say(f"3. Enable v1, as `deployd enable {SERVICE} v1` does")
+        self._roll("v1", builds["v1"])
+        self._curl()
+        _say(f"\n4. Enable v2, as `deployd enable {SERVICE} v2` does, while a client asks one instance after the other")
+        with Client(self._urls()) as client:
+            self._roll("v2", builds["v2"])
+        _say(f"   The client meanwhile: {client.summary()}")
+        answers = self._curl()
+        if answers != ["v2"] * len(answers):
+            _say("\n5. That went wrong: not every instance serves v2")
+            return False
+        _say(f"\n5. All {self._hosts} hosts serve v2, and so does every instance   ({time.monotonic() - began:.1f} s)")
+        return True
+
+    def stay(self) -> None:
+        """Leave everything running until a signal comes, or something ends by itself."""
+        pause = threading.Event()
+        while not pause.wait(1.0):
+            self._check_children()
+
+    def _start(self) -> None:
+        self._stack.callback(self._zookeeper.stop)
+        self._zookeeper.start()
+        addresses = [f"127.0.1.{10 + number}" for number in range(1, self._hosts + 1)]
+        self._fleet = Fleet(
+            self._directory, self.address, {SERVICE: _free_ports(addresses, INSTANCES)}, hosts=self._hosts, first_address=10
+        )
+        self._stack.callback(self._fleet.stop)
+        self._fleet.start()
+        self._session = Session(self._zookeeper.address, CHROOT)
+        self._stack.callback(self._session.close)
+        self._session.start()
+
+    def _pack(self, build: str) -> Packed:
+        content = self._directory / "sources" / build
+        content.mkdir(parents=True)
+        server = files("deployd_core.demo_app") / "server.py"
+        (content / "server.py").write_bytes(server.read_bytes())
+        (content / "VERSION").write_text(f"{build}\n", encoding="utf-8")
+        archives = self._directory / "builds"
+        archives.mkdir(exist_ok=True)
+        return pack(content, archives / f"{SERVICE}-{build}.tar.gz")
+
+    def _roll(self, build: str, packed: Packed) -> None:
+        """Enable a build and follow the hosts until all of them are done."""
+        began = time.monotonic()
+        rollout = rollouts.enable(self._session, SERVICE, build, packed.digest, by="deployd demo")
+        said: dict[str, str] = {}
+
+        def done(fleet: FleetStatus) -> bool:
+            for entry in fleet.hosts:
+                words = _progress(entry, rollout, build)
+                if words and said.get(entry.host) != words:
+                    said[entry.host] = words
+                    _say(f"   {time.monotonic() - began:5.1f} s  {entry.host}  {words}")
+            return all(_converged(entry, rollout) for entry in fleet.hosts)
+
+        self._wait(done, _START_TIMEOUT + _SECONDS_PER_HOST * self._hosts)
+
+    def _wait(self, done: Callable[[FleetStatus], bool], timeout: float) -> None:
+        """Watch the hosts until `done` says so; an end of something that should run is an error at once."""
+        deadline = time.monotonic() + timeout
+        for fleet in rollouts.watch_statuses(self._session, SERVICE, threading.Event(), every=0.5):
+            if done(fleet):
+                return
+            self._check_children()
+            if time.monotonic() > deadline:
+                break
+        raise Unavailable(f"the hosts did not get there in {timeout:.0f} s", hint=f"try again; {_end_of_logs(self._fleet)}")
+
+    def _all_alive(self, fleet: FleetStatus) -> bool:
+        return len(fleet.hosts) == self._hosts and all(entry.alive for entry in fleet.hosts)
+
+    def _check_children(self) -> None:
+        """Raise when something that we started has ended by itself."""
+        pid = self._zookeeper.pid
+        if pid is None or process_id(pid) is None:
+            raise Unavailable("the demo's ZooKeeper has ended")
+        for host in self._fleet.hosts.values():
+            if host.agent_pid is None:
+                raise Unavailable(f"the agent of {host.name} has ended; the end of its log: {_tail(host.log())}")
+            if process_id(host.supervisor.pid) is None:
+                raise Unavailable(f"the supervisor of {host.name} has ended")
+
+    def _urls(self) -> list[str]:
+        return [url for urls in self._urls_by_host().values() for url in urls]
+
+    def _urls_by_host(self) -> dict[str, list[str]]:
+        ports = self._fleet.services[SERVICE]
+        return {host.name: [f"http://{host.address}:{port}/" for port in ports] for host in self._fleet.hosts.values()}
+
+    def _curl(self) -> list[str]:
+        """Ask every instance and print what it answers."""
+        answers: list[str] = []
+        for urls in self._urls_by_host().values():
+            found = [ask(url) for url in urls]
+            _say(f"   $ curl {' '.join(urls)}   {'  '.join(found)}")
+            answers += found
+        return answers
+
+
+def _require(home: Path | None) -> None:
+    find_java()
+    find_classpath(home)
+    if importlib.util.find_spec("supervisor") is None:
+        raise ConfigError("supervisor, which runs the demo's service, is not installed", hint="pip install 'deployd[demo]'")
+
+
+def _directory(stack: ExitStack) -> Path:
+    parent = tempfile.gettempdir()
+    short = parent if len(parent) <= _LONGEST_TMP else "/tmp"  # noqa: S108 - mkdtemp makes a directory of its own there
+    directory = Path(tempfile.mkdtemp(prefix="deployd-demo-", dir=short))
+    stack.callback(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Have signals end the demo by an exception, so that everything is taken down; Python does it for SIGINT alone."""
+
+    def end(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _progress(entry: HostEntry, rollout: str, build: str) -> str:
+    """What to say of a host, if anything.
+
+    Raises:
+        RestartFailed: It has failed.
+    """
+    status = entry.status
+    if status is None or status.rollout != rollout:
+        return ""
+    if status.step in ("failed", "blocked"):
+        raise RestartFailed(f"{entry.host} {status.step}: {status.reason or status.last_error}")
+    if _converged(entry, rollout):
+        return f"serves {build}"
+    return "restarts its instances" if status.step in ("flipping", "restarting", "checking") else ""
+
+
+def _converged(entry: HostEntry, rollout: str) -> bool:
+    return entry.converged and entry.status is not None and entry.status.rollout == rollout
+
+
+def _free_ports(addresses: list[str], count: int) -> list[int]:
+    """Ports that nobody listens on at any of the addresses."""
+    found: list[int] = []
+    while len(found) < count:
+        with ExitStack() as stack:
+            port = 0
+            try:
+                for address in addresses:
+                    probe = stack.enter_context(socket.socket())
+                    probe.bind((address, port))
+                    port = probe.getsockname()[1]
+            except OSError:
+                continue  # taken on a later address: try another
+        if port not in found:
+            found.append(port)
+    return sorted(found)
+
+
+def _end_of_logs(fleet: Fleet) -> str:
+    return "; ".join(f"{host.name} last logged: {_tail(host.log(), 1)}" for host in fleet.hosts.values())
+
+
+def _tail(text: str, lines: int = 3) -> str:
+    return " | ".join(text.strip().splitlines()[-lines:]) or "nothing"
+
+
+def _say(text: str) -> None:
+    click.echo(text)
+
+
+def _program() -> str:
+    """How to call deployd from the shell that called us."""
+    path = Path(sys.executable).with_name("deployd")
+    found = shutil.which("deployd")
+    return "deployd" if found is not None and Path(found).resolve() == path.resolve() else str(path)
+
+
+_LAST_WORDS = """
+Everything is taken down again. What to try next:
+   make demo ARGS=--keep     leave it running, and talk to it
+   deployd strategies list   which ways to restart there are
+   docs/plugins.md           a way of your own, in fifteen lines"""
+
+
+def _next_steps(address: str) -> str:
+    program = _program()
+    return f"""
+It goes on running: Ctrl-C ends it, and so does: kill {os.getpid()}
+What to try next, in another terminal:
+   export DEPLOYD_ZOOKEEPER={address}
+   {program} status {SERVICE}
+   {program} enable {SERVICE} v1 --wait
+   {program} why {SERVICE}"""
