@@ -1,0 +1,679 @@
+"""What every `Coordination` guarantees: one suite, run against the one in memory and the one on a real ZooKeeper."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+import pytest
+
+from deployd_core import rollouts
+from deployd_core.coordination import (
+    Coordination,
+    Denial,
+    Denied,
+    Freeze,
+    HostStatus,
+    Link,
+    Membership,
+    Permit,
+    Rollout,
+    RolloutState,
+    Snapshot,
+)
+from deployd_core.errors import Unavailable
+from deployd_core.model import FleetLimit, Role
+from deployd_core.spec import InstancesTable, RolloutTable, ServiceSpec, ServiceTable
+from deployd_core.testing.coordination import MemoryCoordination, MemoryEnsemble
+from deployd_core.testing.relay import Relay
+from deployd_core.units import Share
+from deployd_core.zookeeper import layout, permits
+from deployd_core.zookeeper.coordination import ZooKeeperCoordination
+from deployd_core.zookeeper.session import Session
+
+DIGEST = f"sha256:{'0' * 64}"
+ONE = FleetLimit(hosts=Share(1))
+
+
+def make_spec(budget: Share | None = None, root: str = "/srv/web") -> ServiceSpec:
+    """A spec that differs from another by its root or budget."""
+    return ServiceSpec(
+        service=ServiceTable(root=root),
+        source={"url": "file:///builds/{build}.tar.gz"},
+        instances=InstancesTable(names=("web@8001",)),
+        rollout=RolloutTable(budget=budget or Share(0)),
+    )
+
+
+class World(Protocol):
+    """A place where hosts agree, and what people and accidents do to it."""
+
+    def host(self, name: str, wake: Callable[[str], object] = bool) -> Coordination: ...
+    def apply(self, spec: ServiceSpec) -> None: ...
+    def enable(self, build: str, role: Role = Role.FLEET) -> str: ...
+    def set_role(self, host: str, role: Role) -> None: ...
+    def pause(self) -> None: ...
+    def freeze(self, until: datetime | None = None) -> None: ...
+    def remove_permit(self, host: str) -> None: ...
+    def rollout(self) -> Rollout: ...
+    def permits(self) -> tuple[Permit, ...]: ...
+    def statuses(self) -> dict[str, HostStatus | None]: ...
+    def lose_next_answer(self, host: str) -> None: ...
+    def disconnect(self, host: str) -> None: ...
+    def connect(self, host: str) -> None: ...
+
+
+class MemoryWorld:
+    """The one in memory."""
+
+    def __init__(self) -> None:
+        self.ensemble = MemoryEnsemble()
+        self.handles: dict[str, MemoryCoordination] = {}
+
+    def host(self, name: str, wake: Callable[[str], object] = bool) -> Coordination:
+        self.handles[name] = self.ensemble.coordination(name, wake)
+        return self.handles[name]
+
+    def apply(self, spec: ServiceSpec) -> None:
+        self.ensemble.apply_spec("web", spec)
+
+    def enable(self, build: str, role: Role = Role.FLEET) -> str:
+        return self.ensemble.enable("web", build, DIGEST, role=role, by="test")
+
+    def set_role(self, host: str, role: Role) -> None:
+        self.ensemble.set_role("web", host, role)
+
+    def pause(self) -> None:
+        self.ensemble.set_rollout("web", RolloutState.PAUSED, by="test")
+
+    def freeze(self, until: datetime | None = None) -> None:
+        self.ensemble.set_freeze(Freeze(by="test", until=until.isoformat() if until else None))
+
+    def remove_permit(self, host: str) -> None:
+        self.ensemble.remove_permit("web", host)
+
+    def rollout(self) -> Rollout:
+        return self.ensemble.rollout("web")
+
+    def permits(self) -> tuple[Permit, ...]:
+        return self.ensemble.permits("web")
+
+    def statuses(self) -> dict[str, HostStatus | None]:
+        return self.ensemble.statuses("web")
+
+    def lose_next_answer(self, host: str) -> None:
+        self.handles[host].lose_next_answer()
+
+    def disconnect(self, host: str) -> None:
+        self.handles[host].link = Link.SUSPENDED
+
+    def connect(self, host: str) -> None:
+        self.handles[host].link = Link.CONNECTED
+
+
+class ZooKeeperWorld:
+    """The one on ZooKeeper: each host has a session of its own, behind a relay of its own."""
+
+    def __init__(self, address: str, stack: ExitStack) -> None:
+        self.server, _, self.chroot = address.partition("/")
+        self.stack = stack
+        self.relays: dict[str, Relay] = {}
+        self.sessions: dict[str, Session] = {}
+        self.people = stack.enter_context(Session(self.server, f"/{self.chroot}"))
+        self.people.ensure_chroot()
+
+    def host(self, name: str, wake: Callable[[str], object] = bool) -> Coordination:
+        self.relays[name] = self.stack.enter_context(Relay(self.server))
+        session = Session(self.relays[name].address, f"/{self.chroot}", session_timeout=4, operation_timeout=2)
+        coordination = ZooKeeperCoordination(session, name, wake)
+        self.sessions[name] = self.stack.enter_context(session)
+        return coordination
+
+    def apply(self, spec: ServiceSpec) -> None:
+        rollouts.apply_spec(self.people, "web", spec)
+
+    def enable(self, build: str, role: Role = Role.FLEET) -> str:
+        return rollouts.enable(self.people, "web", build, DIGEST, role=role, by="test")
+
+    def set_role(self, host: str, role: Role) -> None:
+        rollouts.set_role(self.people, "web", host, role)
+
+    def pause(self) -> None:
+        rollouts.pause(self.people, "web", by="test")
+
+    def freeze(self, until: datetime | None = None) -> None:
+        rollouts.freeze(self.people, by="test", until=until)
+
+    def remove_permit(self, host: str) -> None:
+        self.people.delete(layout.ServicePaths("web").permit(host))
+
+    def rollout(self) -> Rollout:
+        return rollouts.read_service(self.people, "web").rollout
+
+    def permits(self) -> tuple[Permit, ...]:
+        return permits.read_permits(self.people, "web")
+
+    def statuses(self) -> dict[str, HostStatus | None]:
+        return {entry.host: entry.status for entry in rollouts.statuses(self.people, "web")}
+
+    def lose_next_answer(self, host: str) -> None:
+        self.relays[host].lose_next_answer()
+
+    def disconnect(self, host: str) -> None:
+        gone = threading.Event()
+        self.sessions[host].listen(lambda link: gone.set() if link is not Link.CONNECTED else None)
+        self.relays[host].down()
+        assert gone.wait(5)
+
+    def connect(self, host: str) -> None:
+        self.relays[host].up()
+        assert self.sessions[host].wait_connected(10)
+
+
+@pytest.fixture(params=["memory", pytest.param("zookeeper", marks=pytest.mark.zookeeper)])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Each place, with the service ``web`` applied."""
+    with ExitStack() as stack:
+        made: World = MemoryWorld() if request.param == "memory" else ZooKeeperWorld(request.getfixturevalue("zookeeper"), stack)
+        made.apply(make_spec())
+        yield made
+
+
+class Bell:
+    """A `wake` that a test can wait for."""
+
+    def __init__(self) -> None:
+        self.rung = threading.Event()
+
+    def __call__(self, service: str) -> None:
+        assert service == "web"
+        self.rung.set()
+
+    def wait(self) -> bool:
+        """Wait until it rang, and be ready for the next time."""
+        rang = self.rung.wait(5)
+        self.rung.clear()
+        return rang
+
+
+def joined(world: World, name: str, zone: str = "z1", wake: Callable[[str], object] = bool) -> Coordination:
+    """A host that is a member."""
+    host = world.host(name, wake)
+    host.join("web", zone)
+    host.snapshot("web")
+    return host
+
+
+def take(host: Coordination, limit: FleetLimit = ONE) -> Permit | Denied:
+    """Look, and ask for a permit."""
+    return host.take_permit(host.snapshot("web"), limit)
+
+
+def code_of(answer: Permit | Denied) -> Denial | None:
+    """Why it was denied; None when it was granted."""
+    return answer.code if isinstance(answer, Denied) else None
+
+
+def status_of(snapshot: Snapshot, step: str = "converged") -> HostStatus:
+    """A report."""
+    return HostStatus(
+        host=snapshot.host,
+        zone=snapshot.membership.zone,
+        role=snapshot.membership.role,
+        wanted="v1",
+        served="v1",
+        step=step,
+        since="2026-11-23T12:00:00Z",
+    )
+
+
+# Looking
+
+
+def test_a_service_that_does_not_exist_is_waited_for(world: World) -> None:
+    """A missing service is an empty snapshot, and its creation wakes the engine."""
+    bell = threading.Event()
+    host = world.host("h1", lambda _: bell.set())
+
+    assert host.snapshot("other").spec is None
+    host.join("web", "z1")
+    assert make_spec() == host.snapshot("web").spec
+
+
+def test_joining_registers_a_host_and_keeps_its_role(world: World) -> None:
+    """The first snapshot after joining registers the host; joining again moves its zone and leaves its role."""
+    host = joined(world, "h1", "z1")
+    assert Membership(role=Role.FLEET, zone="z1") == host.snapshot("web").membership
+
+    world.set_role("h1", Role.CANARY)
+    host.join("web", "z2")
+
+    assert Membership(role=Role.CANARY, zone="z2") == host.snapshot("web").membership
+    assert {"h1": None} == world.statuses()
+
+
+def test_enabling_wakes_and_begins_a_rollout(world: World) -> None:
+    """An enabled build wakes the engine and is in the next snapshot, with the id that enabling returned."""
+    bell = Bell()
+    host = joined(world, "h1", wake=bell)
+    assert host.snapshot("web").enabled is None
+    bell.rung.clear()
+
+    rollout_id = world.enable("v1")
+
+    assert bell.wait()
+    snapshot = settled(host, rollout_id)
+    assert snapshot.enabled is not None
+    assert ("v1", DIGEST, rollout_id) == (snapshot.enabled.build, snapshot.enabled.digest, snapshot.rollout_id)
+    assert rollout_id != world.enable("v1")
+
+
+@pytest.mark.parametrize("change", ["spec", "pause", "freeze", "role", "permit"])
+def test_every_change_that_matters_to_a_host_wakes_it(world: World, change: str) -> None:
+    """Spec, rollout, freeze, its own role and its own permit are watched, again and again."""
+    bell = Bell()
+    host = joined(world, "h1", wake=bell)
+    world.enable("v1")
+    take_until_known(host)
+    changes: dict[str, Callable[[], None]] = {
+        "spec": lambda: world.apply(make_spec(root="/srv/other")),
+        "pause": world.pause,
+        "freeze": world.freeze,
+        "role": lambda: world.set_role("h1", Role.CANARY),
+        "permit": lambda: world.remove_permit("h1"),
+    }
+    host.snapshot("web")
+    bell.rung.clear()
+
+    changes[change]()
+
+    assert bell.wait()
+    host.snapshot("web")
+    world.enable("v2")
+    assert bell.wait()
+
+
+def test_canary_hosts_follow_their_own_build_once_there_is_one(world: World) -> None:
+    """A canary host follows the fleet until a canary build is enabled; a fleet host never follows that."""
+    canary, fleet = joined(world, "h1"), joined(world, "h2")
+    world.set_role("h1", Role.CANARY)
+    first = world.enable("v1")
+    assert (first, first) == (canary.snapshot("web").rollout_id, fleet.snapshot("web").rollout_id)
+
+    second = world.enable("v2", Role.CANARY)
+
+    assert (second, first) == (settled(canary, second).rollout_id, fleet.snapshot("web").rollout_id)
+
+
+def settled(host: Coordination, rollout_id: str) -> Snapshot:
+    """The snapshot once the host has been told of a rollout."""
+    for _ in range(200):
+        snapshot = host.snapshot("web")
+        if snapshot.rollout_id == rollout_id:
+            return snapshot
+        threading.Event().wait(0.01)
+    pytest.fail(f"never saw {rollout_id}")
+
+
+# Permits
+
+
+def test_a_permit_is_kept_until_it_is_released(world: World) -> None:
+    """Asking again returns the same permit, also in the next rollout; after release and asking anew the token is higher."""
+    host = joined(world, "h1")
+    first_rollout = world.enable("v1")
+    settled(host, first_rollout)
+    first = take(host)
+    assert isinstance(first, Permit)
+    assert ("h1", "z1", first_rollout) == (first.host, first.zone, first.rollout)
+    assert first == take(host)
+
+    second_rollout = world.enable("v2")
+    snapshot = settled(host, second_rollout)
+    assert first == snapshot.permit == host.take_permit(snapshot, ONE)
+
+    host.release_permit(snapshot, status_of(snapshot))
+    assert () == world.permits()
+    again = take_until_known(host)
+    assert isinstance(again, Permit)
+    assert again.token > first.token
+
+
+def take_until_known(host: Coordination, limit: FleetLimit = ONE) -> Permit | Denied:
+    """Ask, looking again as long as something has changed."""
+    for _ in range(200):
+        answer = take(host, limit)
+        if code_of(answer) is not Denial.CHANGED:
+            return answer
+        threading.Event().wait(0.01)
+    pytest.fail("something changed all the time")
+
+
+def take_until(host: Coordination, code: Denial) -> None:
+    """Ask until the answer is this one: what was written a moment ago may not have been heard of."""
+    for _ in range(200):
+        answer = code_of(take(host))
+        if answer is code:
+            return
+        threading.Event().wait(0.01)
+    pytest.fail(f"never {code}, last {answer}")
+
+
+def test_a_release_wakes_the_host_that_waits_for_room(world: World) -> None:
+    """Beyond the limit a host is denied with the holder's name; the release wakes it, and it is granted then."""
+    bell = Bell()
+    first, second = joined(world, "h1"), joined(world, "h2", wake=bell)
+    world.enable("v1")
+    assert isinstance(take_until_known(first), Permit)
+
+    denied = take_until_known(second)
+    assert isinstance(denied, Denied)
+    assert (Denial.SLOTS_FULL, True) == (denied.code, "h1" in denied.reason)
+    second.snapshot("web")
+    bell.rung.clear()
+    snapshot = first.snapshot("web")
+    first.release_permit(snapshot, status_of(snapshot))
+
+    assert bell.wait()
+    assert isinstance(take_until_known(second), Permit)
+    assert ["h2"] == [permit.host for permit in world.permits()]
+
+
+def test_a_limit_counts_registered_hosts_and_zones(world: World) -> None:
+    """A percentage is one of the hosts registered, or of those in the zone, rounded down and at least 1."""
+    hosts = {f"h{number}": joined(world, f"h{number}", "z1" if number < 3 else "z2") for number in range(6)}
+    world.enable("v1")
+    limit = FleetLimit(hosts=Share("60%"), per_zone=Share("50%"))
+
+    answers = {name: code_of(take_until_known(host, limit)) for name, host in hosts.items()}
+
+    assert {name: None if name in ("h0", "h3") else Denial.ZONE_FULL for name in hosts} == answers
+    assert Denial.SLOTS_FULL is code_of(take_until_known(hosts["h1"], FleetLimit(hosts=Share("34%"))))
+
+
+def test_without_a_limit_everybody_goes(world: World) -> None:
+    """A plan without a limit hands out a permit to each."""
+    hosts = [joined(world, f"h{number}") for number in range(3)]
+    world.enable("v1")
+
+    assert [None] * 3 == [code_of(take_until_known(host, FleetLimit())) for host in hosts]
+
+
+@pytest.mark.parametrize("change", ["spec", "enabled", "pause", "freeze", "role"])
+def test_no_grant_commits_after_what_it_obeyed_has_changed(world: World, change: str) -> None:
+    """A permit asked for under a snapshot from before a change is not granted."""
+    host = joined(world, "h1")
+    snapshot = settled(host, world.enable("v1"))
+    changes: dict[str, Callable[[], object]] = {
+        "spec": lambda: world.apply(make_spec(root="/srv/other")),
+        "enabled": lambda: world.enable("v2"),
+        "pause": world.pause,
+        "freeze": world.freeze,
+        "role": lambda: world.set_role("h1", Role.CANARY),
+    }
+
+    changes[change]()
+
+    assert Denial.CHANGED is code_of(host.take_permit(snapshot, ONE))
+    assert () == world.permits()
+
+
+def test_no_grant_commits_after_a_canary_build_was_enabled(world: World) -> None:
+    """A canary host that read the fleet's build is not let through once there is a canary build."""
+    host = joined(world, "h1")
+    world.set_role("h1", Role.CANARY)
+    world.enable("v1")
+    for _ in range(200):
+        snapshot = host.snapshot("web")
+        if snapshot.membership.role is Role.CANARY and snapshot.enabled is not None:
+            break
+        threading.Event().wait(0.01)
+
+    world.enable("v2", Role.CANARY)
+
+    assert Denial.CHANGED is code_of(host.take_permit(snapshot, ONE))
+
+
+def test_a_stop_is_named(world: World) -> None:
+    """A host that looked after a stop is told which; one that holds a permit goes on."""
+    holder, other = joined(world, "h1"), joined(world, "h2")
+    world.enable("v1")
+    assert isinstance(take_until_known(holder), Permit)
+
+    world.pause()
+    take_until(other, Denial.PAUSED)
+    world.freeze()
+    take_until(other, Denial.FROZEN)
+    assert isinstance(take_until_known(holder), Permit)
+
+
+def test_a_freeze_ends_by_itself(world: World) -> None:
+    """A freeze whose end has passed stops nobody."""
+    host = joined(world, "h1")
+    world.enable("v1")
+
+    world.freeze(datetime.now(UTC) - timedelta(seconds=1))
+
+    assert isinstance(take_until_known(host), Permit)
+
+
+def test_never_more_permits_than_the_limit(world: World) -> None:
+    """Twenty hosts that ask at once for one of three permits are all served, and never more than three hold one."""
+    hosts = [joined(world, f"h{number:02}") for number in range(20)]
+    world.enable("v1")
+    limit = FleetLimit(hosts=Share(3))
+    lock = threading.Lock()
+    holding: set[int] = set()
+    most: list[int] = []
+    served: list[int] = []
+
+    def life(number: int) -> None:
+        host = hosts[number]
+        while not isinstance(take(host, limit), Permit):
+            threading.Event().wait(0.005)
+        with lock:
+            holding.add(number)
+            most.append(len(holding))
+        threading.Event().wait(0.01)
+        with lock:
+            holding.remove(number)
+            served.append(number)
+        snapshot = host.snapshot("web")
+        host.release_permit(snapshot, status_of(snapshot))
+
+    threads = [threading.Thread(target=life, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert list(range(20)) == sorted(served)
+    assert max(most) <= 3
+    assert () == world.permits()
+
+
+# Failures
+
+
+def test_the_failure_over_the_budget_halts_for_everyone(world: World) -> None:
+    """The failure that exceeds the budget halts the rollout, by whom and why; nobody gets a permit after it."""
+    world.apply(make_spec(Share(1)))
+    hosts = [joined(world, f"h{number}") for number in range(3)]
+    rollout_id = world.enable("v1")
+    snapshots = [settled(host, rollout_id) for host in hosts]
+
+    hosts[0].record_failure(snapshots[0], "will not start")
+    hosts[0].record_failure(snapshots[0], "will not start, again")
+    assert (RolloutState.OPEN, {"h0"}) == (world.rollout().state, set(world.rollout().failed_in(rollout_id)))
+    hosts[1].record_failure(snapshots[1], "has no disk")
+
+    rollout = world.rollout()
+    assert (RolloutState.HALTED, "h1") == (rollout.state, rollout.by)
+    assert all(text in rollout.why for text in ("2 hosts", rollout_id, "h0: will not start", "h1: has no disk"))
+    take_until(hosts[2], Denial.HALTED)
+
+
+def test_a_failed_host_is_not_tried_again_in_the_same_rollout(world: World) -> None:
+    """A host that failed and lost its permit gets no other in this rollout, and does in the next."""
+    world.apply(make_spec(Share(5)))
+    host = joined(world, "h1")
+    snapshot = settled(host, world.enable("v1"))
+    assert isinstance(take_until_known(host), Permit)
+    host.record_failure(snapshot, "will not start")
+    assert isinstance(take_until_known(host), Permit)
+
+    world.remove_permit("h1")
+    take_until(host, Denial.FAILED)
+
+    settled(host, world.enable("v2"))
+    assert isinstance(take_until_known(host), Permit)
+
+
+def test_a_failure_of_an_earlier_rollout_changes_nothing(world: World) -> None:
+    """A host that reports a failure after a newer build was enabled neither halts that rollout nor counts in it."""
+    host = joined(world, "h1")
+    snapshot = settled(host, world.enable("v1"))
+    world.enable("v2")
+
+    host.record_failure(snapshot, "too late")
+
+    assert (RolloutState.OPEN, {}) == (world.rollout().state, world.rollout().failures)
+
+
+def test_enabling_opens_a_halted_rollout_and_forgets_its_failures(world: World) -> None:
+    """A new build begins with an open rollout and no failures."""
+    host = joined(world, "h1")
+    host.record_failure(settled(host, world.enable("v1")), "will not start")
+    assert RolloutState.HALTED is world.rollout().state
+
+    world.enable("v2")
+
+    assert (RolloutState.OPEN, {}) == (world.rollout().state, world.rollout().failures)
+
+
+def test_a_canary_build_leaves_the_failures_of_the_fleet_alone(world: World) -> None:
+    """Failures count for the rollout they happened in, whatever is enabled for the other role."""
+    world.apply(make_spec(Share(5)))
+    host = joined(world, "h1")
+    fleet = world.enable("v1")
+    host.record_failure(settled(host, fleet), "will not start")
+
+    world.enable("v2", Role.CANARY)
+
+    assert {"h1"} == set(world.rollout().failed_in(fleet))
+
+
+def test_releasing_reports_and_clears_the_failure(world: World) -> None:
+    """A host that recovered gives its permit back, reports and is no failure any more; doing it twice is doing it once."""
+    world.apply(make_spec(Share(5)))
+    host = joined(world, "h1")
+    snapshot = settled(host, world.enable("v1"))
+    take_until_known(host)
+    host.record_failure(snapshot, "will not start")
+
+    for _ in range(2):
+        host.release_permit(snapshot, status_of(snapshot))
+
+    assert ((), {}) == (world.permits(), world.rollout().failures)
+    assert {"h1": status_of(snapshot)} == world.statuses()
+
+
+def test_reports_replace_each_other(world: World) -> None:
+    """The last report of a host is what others see."""
+    host = joined(world, "h1")
+    snapshot = host.snapshot("web")
+
+    for step in ("fetching", "waiting"):
+        host.report("web", status_of(snapshot, step))
+
+    assert {"h1": status_of(snapshot, "waiting")} == world.statuses()
+
+
+# Accidents
+
+
+def test_a_lost_answer_leaves_one_permit(world: World) -> None:
+    """When the answer to a grant is lost, the permit is there and the host finds it."""
+    host, other = joined(world, "h1"), joined(world, "h2")
+    world.enable("v1")
+    take_until_known(other)
+    snapshot = other.snapshot("web")
+    other.release_permit(snapshot, status_of(snapshot))
+    snapshot = host.snapshot("web")
+    world.lose_next_answer("h1")
+
+    try:
+        host.take_permit(snapshot, ONE)
+    except Unavailable:
+        world.connect("h1")
+
+    assert ["h1"] == [permit.host for permit in world.permits()]
+    assert world.permits()[0] == take_until_known(host)
+    assert Denial.SLOTS_FULL is code_of(take_until_known(other))
+
+
+@pytest.mark.parametrize("write", ["release", "fail"])
+def test_a_write_whose_answer_was_lost_can_be_repeated(world: World, write: str) -> None:
+    """Releasing and recording a failure come to the same when they are done again after a lost answer."""
+    world.apply(make_spec(Share(5)))
+    host = joined(world, "h1")
+    rollout_id = world.enable("v1")
+    snapshot = settled(host, rollout_id)
+    take_until_known(host)
+    world.lose_next_answer("h1")
+
+    for _ in range(2):
+        try:
+            if write == "release":
+                host.release_permit(snapshot, status_of(snapshot))
+            else:
+                host.record_failure(snapshot, "will not start")
+        except Unavailable:
+            world.connect("h1")
+
+    if write == "release":
+        assert ((), {"h1": status_of(snapshot)}) == (world.permits(), world.statuses())
+    else:
+        assert ["will not start"] == [failure.reason for failure in world.rollout().failed_in(rollout_id).values()]
+
+
+def test_without_a_connection_everything_is_unavailable_and_permits_stay(world: World) -> None:
+    """A cut-off host is told so at once, keeps its permit, is woken when the connection is back, and sees what it missed."""
+    bell = Bell()
+    host = joined(world, "h1", wake=bell)
+    snapshot = settled(host, world.enable("v1"))
+    permit = take_until_known(host)
+    world.disconnect("h1")
+    assert host.link is not Link.CONNECTED
+
+    calls: list[Callable[[], object]] = [
+        lambda: host.snapshot("web"),
+        lambda: host.take_permit(snapshot, ONE),
+        lambda: host.release_permit(snapshot, status_of(snapshot)),
+        lambda: host.record_failure(snapshot, "no"),
+        lambda: host.report("web", status_of(snapshot)),
+    ]
+    for call in calls:
+        with pytest.raises(Unavailable):
+            call()
+    missed = world.enable("v2")
+    bell.rung.clear()
+    world.connect("h1")
+
+    assert bell.wait()
+    assert (Link.CONNECTED, missed) == (host.link, host.snapshot("web").rollout_id)
+    assert permit == host.snapshot("web").permit
+
+
+def test_the_hosts_of_a_record_are_counted(world: World) -> None:
+    """A snapshot counts the hosts that are registered."""
+    first = joined(world, "h1")
+    for name in ("h2", "h3"):
+        joined(world, name)
+    world.enable("v1")
+    take_until_known(first)
+
+    assert 3 == settled(first, first.snapshot("web").rollout_id).hosts
