@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from deployd_core.coordination import Denial, Denied, Freeze, Rollout, RolloutState
 from deployd_core.model import FleetLimit
@@ -42,6 +43,18 @@ def admit(request: Request) -> Granted | Denied:
     if request.host in request.holders:
         return Granted()
     return _stopped(request) or _failed(request) or _full(request) or _zone_full(request) or Granted()
+
+
+def halted_over_budget(rollout: Rollout, rollout_id: str, budget: Share, hosts: int, by: str) -> Rollout:
+    """The rollout, halted when more of its hosts failed than the budget allows."""
+    failed = rollout.failed_in(rollout_id)
+    allowed = budget.part_of(hosts)
+    if len(failed) <= allowed or rollout.state is RolloutState.HALTED:
+        return rollout
+    named = "; ".join(f"{host}: {failure.reason[:200]}" for host, failure in sorted(failed.items())[:5])
+    of = f"{allowed} ({budget} of {hosts} hosts)" if budget.is_percentage else str(allowed)
+    count = "1 host" if len(failed) == 1 else f"{len(failed)} hosts"
+    return replace(rollout, state=RolloutState.HALTED, by=by, why=f"{count} failed in {rollout_id}, the budget is {of}: {named}")
 
 
 def _stopped(request: Request) -> Denied | None:

@@ -97,7 +97,7 @@ class ZooKeeperCoordination:
         answer = permits.take(
             self._session, snapshot, limit, nonce=secrets.token_hex(8), now=self._clock(), watch=service.cache.watch
         )
-        service.waiting = isinstance(answer, Denied) and answer.code in _FULL
+        service.wait_for_room(isinstance(answer, Denied) and answer.code in _FULL)
         if isinstance(answer, Denied) and answer.code is Denial.CHANGED:
             service.cache.forget()  # the watch that says so may still be on its way
         return answer
@@ -146,13 +146,18 @@ class _Service:
         self._zone: str | None = None
         self._last: Snapshot | None = None
         self._woken = threading.Event()
+        self._waiting = False
         self.cache = NodeCache(session, self._changed)
-        self.waiting = False
-        """Whether others' permits are in this host's way: only then does their coming and going wake it."""
 
     def join(self, zone: str) -> None:
         self._zone = zone
         self._last = None
+
+    def wait_for_room(self, waiting: bool) -> None:
+        """Note whether others' permits are in this host's way: only then does their coming and going wake it."""
+        if waiting and not self._waiting:
+            self.cache.forget()  # the next snapshot watches them
+        self._waiting = waiting
 
     def snapshot(self) -> Snapshot:
         self._woken.clear()  # before reading: a change during it wakes again
@@ -181,7 +186,8 @@ class _Service:
         membership = problems.read(layout.decode_membership, own, nodes[own], None) or Membership(zone=self._zone or "default")
         unsure = str(problems)
         wanted = services.wanted(paths, nodes, membership.role, problems)
-        held = permits.read_permits(self._session, self._name, self.cache.watch if self.waiting else None)
+        others = self.cache.children(paths.permits) if self._waiting else self._session.children(paths.permits)
+        held = permits.read_permits(self._session, self._name, others.names if others else ())
         hosts = self._session.stat(paths.hosts)
         return Snapshot(
             service=self._name,

@@ -12,8 +12,8 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from deployd_core.admission import Request, admit
-from deployd_core.coordination import Denial, Denied, Failure, HostStatus, Permit, Rollout, RolloutState, Snapshot
+from deployd_core.admission import Request, admit, halted_over_budget
+from deployd_core.coordination import Denial, Denied, Failure, HostStatus, Permit, Rollout, Snapshot
 from deployd_core.model import FleetLimit, Role
 from deployd_core.units import Share
 from deployd_core.zookeeper import layout
@@ -33,14 +33,12 @@ from deployd_core.zookeeper.session import Node, OutcomeUnknown, Refused, Sessio
 _REASON_LIMIT = 500
 
 
-def read_permits(session: Session, service: str, watch: Watch | None = None) -> tuple[Permit, ...]:
-    """Every permit held; the watch is on their coming and going."""
+def read_permits(session: Session, service: str, hosts: tuple[str, ...] | None = None) -> tuple[Permit, ...]:
+    """The permits of these hosts, or of all; one that was released meanwhile is left out."""
     paths = ServicePaths(service)
-    children = session.children(paths.permits, watch)
-    return _read(session, paths, children.names) if children else ()
-
-
-def _read(session: Session, paths: ServicePaths, hosts: tuple[str, ...]) -> tuple[Permit, ...]:
+    if hosts is None:
+        children = session.children(paths.permits)
+        hosts = children.names if children else ()
     nodes = session.get_many(paths.permit(host) for host in hosts)
     return tuple(layout.decode_permit(path, node.data, node.stat) for path, node in nodes.items() if node is not None)
 
@@ -95,7 +93,7 @@ def _request(session: Session, snapshot: Snapshot, limit: FleetLimit, holders: t
     zones = dict.fromkeys(holders, "")
     zone_hosts = 0
     if limit.per_zone is not None:
-        zones |= {permit.host: permit.zone for permit in _read(session, paths, holders)}
+        zones |= {permit.host: permit.zone for permit in read_permits(session, snapshot.service, holders)}
         if limit.per_zone.is_percentage:
             members = read_members(session, snapshot.service).values()
             zone_hosts = sum(member.zone == snapshot.membership.zone for member in members)
@@ -191,18 +189,6 @@ def record_failure(session: Session, snapshot: Snapshot, reason: str, now: datet
         if commit_or_look_again(session, transaction.commit):
             return
     raise gave_up(session, paths.rollout)
-
-
-def halted_over_budget(rollout: Rollout, rollout_id: str, budget: Share, hosts: int, by: str) -> Rollout:
-    """The rollout, halted when more of its hosts failed than the budget allows."""
-    failed = rollout.failed_in(rollout_id)
-    allowed = budget.part_of(hosts)
-    if len(failed) <= allowed or rollout.state is RolloutState.HALTED:
-        return rollout
-    named = "; ".join(f"{host}: {failure.reason[:200]}" for host, failure in sorted(failed.items())[:5])
-    of = f"{allowed} ({budget} of {hosts} hosts)" if budget.is_percentage else str(allowed)
-    count = "1 host" if len(failed) == 1 else f"{len(failed)} hosts"
-    return replace(rollout, state=RolloutState.HALTED, by=by, why=f"{count} failed in {rollout_id}, the budget is {of}: {named}")
 
 
 def _current_rollouts(session: Session, paths: ServicePaths, nodes: Mapping[str, Node | None]) -> dict[str, str]:

@@ -256,8 +256,9 @@ def write_enabled(session: Session, service: str, role: Role, entry: HistoryEntr
 
 
 def _reopened(record: ServiceRecord, role: Role, entry: HistoryEntry) -> Rollout:
-    other = record.fleet_rollout if role is Role.CANARY else record.canary_rollout
-    kept = record.rollout.failed_in(other) if other and record.canary_rollout != record.fleet_rollout else {}
+    # A fleet build begins anew for canary hosts that follow the fleet, too.
+    other = record.fleet_rollout if role is Role.CANARY else record.canary_rollout if record.canary else ""
+    kept = record.rollout.failed_in(other) if other else {}
     return Rollout(by=entry.by, why=f"enabled {entry.build}", failures=kept)
 
 
