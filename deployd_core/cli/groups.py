@@ -35,7 +35,7 @@ COMMANDS: dict[str, Entry] = {
     "builds": Entry("deployd_core.cli.builds", "Make builds.", "Set up"),
     "strategies": Entry("deployd_core.cli.strategies", "List and describe restart strategies.", "Plugins"),
     "plugins": Entry("deployd_core.cli.plugins", "List and describe plugins of every kind.", "Plugins"),
-    "agent": Entry("deployd_core.cli.agent", "Run the agent of this host.", "Run"),
+    "agent": Entry("deployd_core.cli.agent", "Run the agent of this host, in the foreground.", "Run"),
     "demo": Entry("deployd_core.cli.demo", "Roll a small fleet on this machine from one build to the next.", "Run"),
     "completion": Entry("deployd_core.cli.completion", "Print the completion script of a shell.", "Run"),
 }
