@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from types import TracebackType
@@ -99,7 +100,7 @@ def _fail_usage(error: click.UsageError) -> int:
 
 def _report_fault(kind: type[BaseException], fault: BaseException, traceback: TracebackType | None) -> Any:
     """The excepthook: what gets here is a mistake of deployd's, not of its user."""
-    if "--debug" in sys.argv:
+    if "--debug" in sys.argv or os.environ.get("DEPLOYD_DEBUG"):
         return sys.__excepthook__(kind, fault, traceback)
     where = ""
     while traceback is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deployd_core.cli.groups import Group, did_you_mean
-from deployd_core.cli.settings import Settings, config_options, json_option, pass_settings
+from deployd_core.cli.settings import Settings, complete_plugins, config_options, json_option, pass_settings
 
 if TYPE_CHECKING:
     from deployd_core.plugins import Kind
@@ -37,7 +37,7 @@ def list_plugins(settings: Settings, *, kind: str | None, as_json: bool) -> None
 
 @command.command("show", examples=["deployd plugins show probe http", "deployd plugins show manager supervisor --json"])
 @click.argument("kind")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_plugins)
 @json_option
 @config_options
 @pass_settings

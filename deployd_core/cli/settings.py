@@ -182,6 +182,14 @@ debug_option = click.option(
     expose_value=False,
 )
 
+
+def complete_plugins(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell: the names of the plugins of the kind that was typed before, strategies when there is none."""
+    wanted = ctx.params.get("kind", "strategy")
+    names = (row.name for row in ctx.ensure_object(Settings).plugins().rows if row.kind == wanted)
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 pass_settings = click.make_pass_decorator(Settings, ensure=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from deployd_core.cli.groups import Group
-from deployd_core.cli.settings import Settings, config_options, json_option, pass_settings
+from deployd_core.cli.settings import Settings, complete_plugins, config_options, json_option, pass_settings
 
 
 @click.group("strategies", cls=Group, examples=["deployd strategies list", "deployd strategies show concurrency"])
@@ -29,7 +29,7 @@ def list_strategies(settings: Settings, *, as_json: bool) -> None:
 
 
 @command.command("show", examples=["deployd strategies show concurrency"])
-@click.argument("name")
+@click.argument("name", shell_complete=complete_plugins)
 @json_option
 @config_options
 @pass_settings

@@ -167,13 +167,26 @@ def test_fault_of_ours_is_short_unless_asked(tmp_path):
     assert long.stderr.startswith("Traceback (most recent call last):")
 
 
-@pytest.mark.parametrize("words", ["", "st", "strategies sh"])
-def test_completion_answers(words):
-    """The shell is told the commands that begin as typed."""
-    result = deployd(_DEPLOYD_COMPLETE="bash_complete", COMP_WORDS=f"deployd {words}", COMP_CWORD=str(max(1, len(words.split()))))
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["st"], {"status", "strategies"}),
+        (["strategies", "sh"], {"show"}),
+        (["strategies", "show", "c"], {"concurrency"}),
+        (["plugins", "show", "probe", ""], {"command", "http", "tcp"}),
+    ],
+)
+def test_completion_answers(words, expected):
+    """The shell is told what may follow: commands, and the names of plugins."""
+    result = deployd(
+        _DEPLOYD_COMPLETE="bash_complete",
+        COMP_WORDS=" ".join(["deployd", *words]),
+        COMP_CWORD=str(len(words)),
+        DEPLOYD_PLUGINS_DIR="/none",
+    )
 
-    assert 0 == result.returncode
-    assert "plain," in result.stdout
+    assert (0, "") == (result.returncode, result.stderr)
+    assert expected == {line.rpartition(",")[2] for line in result.stdout.splitlines()}
 
 
 def test_script_is_installed():
