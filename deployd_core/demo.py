@@ -73,7 +73,7 @@ def run_demo(*, keep: bool, hosts: int = 3) -> int:
         try:
             demo = Demo(directory, stack, home=home, hosts=hosts)
             done = demo.tell()
-            _say(_next_steps(demo.address) if keep else _LAST_WORDS)
+            _say(_next_steps(demo.address) if keep else _last_words())
             if keep:
                 demo.stay()
         finally:
@@ -121,7 +121,7 @@ class Demo:
         _say(f"\n4. Enable v2, as `deployd enable {SERVICE} v2` does, while a client asks one instance after the other")
         with Client(self._urls()) as client:
             self._roll("v2", builds["v2"])
-        _say(f"   The client meanwhile: {client.summary()}")
+        _say(f"   The client: {client.summary()}")
         answers = self._curl()
         if answers != ["v2"] * len(answers):
             _say("\n5. That went wrong: not every instance serves v2")
@@ -302,14 +302,18 @@ def _program() -> str:
     """How to call deployd from the shell that called us."""
     path = Path(sys.executable).with_name("deployd")
     found = shutil.which("deployd")
-    return "deployd" if found is not None and Path(found).resolve() == path.resolve() else str(path)
+    if found is not None and Path(found).resolve() == path.resolve():
+        return "deployd"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-_LAST_WORDS = """
+def _last_words() -> str:
+    program = _program()
+    return f"""
 Everything is taken down again. What to try next:
-   make demo ARGS=--keep     leave it running, and talk to it
-   deployd strategies list   which ways to restart there are
-   docs/plugins.md           a way of your own, in fifteen lines"""
+   {program} demo --keep       leave it running, and talk to it
+   {program} strategies list   which ways to restart there are
+   {"docs/plugins.md":{len(program) + 16}}   a way of your own, in fifteen lines"""
 
 
 def _next_steps(address: str) -> str:

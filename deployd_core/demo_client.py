@@ -49,12 +49,11 @@ class Client:
     def summary(self) -> str:
         """How many requests were answered, by which build, and how many were not."""
         failed = sum(number for answer, number in self._answers.items() if answer.startswith("("))
-        total = sum(self._answers.values())
         builds = ", ".join(
-            f"{number} by {answer}" for answer, number in sorted(self._answers.items()) if not answer.startswith("(")
+            f"{number} answered by {answer}" for answer, number in sorted(self._answers.items()) if not answer.startswith("(")
         )
-        lost = f"{failed} failed: no balancer or gate kept them from an instance that was restarting" if failed else "none failed"
-        return f"{total} requests, {builds}; {lost}"
+        lost = f"{failed} failed: they met an instance that was restarting" if failed else "none failed"
+        return f"{self._answers.total()} requests, {builds}; {lost}"
 
     def _run(self) -> None:
         while True:
