@@ -11,6 +11,7 @@ import tomllib
 import urllib.request
 import xmlrpc.client
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from supervisor.xmlrpc import SupervisorTransport
 import deployd_core.demo_app
 from deployd_core import rollouts
 from deployd_core.coordination import HostStatus
+from deployd_core.errors import Unavailable
 from deployd_core.model import Role
 from deployd_core.packing import pack
 from deployd_core.plugins import Plugins, convert
@@ -63,9 +65,9 @@ class Deployment:
         self.digests[service, build] = digest
         return digest
 
-    def apply(self, service: str, **options: Any) -> None:
-        """Write a spec."""
-        text = self.fleet.spec(service, self.builds, **options)
+    def apply(self, service: str, *, text: str = "", **options: Any) -> None:
+        """Write a spec: `text`, or one of the fleet's."""
+        text = text or self.fleet.spec(service, self.builds, **options)
         spec = convert(tomllib.loads(text), ServiceSpec, where=service)
         rollouts.apply_spec(self.session, service, spec)
 
@@ -83,7 +85,12 @@ class Deployment:
     ) -> None:
         """Wait until the reports are as wanted; on time-out show them, and the agents' logs."""
         deadline = time.monotonic() + timeout
-        while not condition(found := self.statuses(service)):
+        found: dict[str, HostStatus | None] = {}
+        while True:
+            with suppress(Unavailable):
+                found = self.statuses(service)
+                if condition(found):
+                    return
             if time.monotonic() > deadline:
                 logs = "\n".join(f"--- {name}\n{host.log()[-4000:]}" for name, host in self.fleet.hosts.items())
                 pytest.fail(f"not {what} within {timeout:g} s: {found}\n{logs}")
@@ -137,9 +144,11 @@ def deploy(zookeeper: str) -> Iterator[Callable[..., Deployment]]:
     directory = Path(tempfile.mkdtemp(prefix="deployd-e2e-"))
     made: list[tuple[Fleet, Session]] = []
 
-    def make(services: dict[str, Sequence[int]], *, hosts: int, agents: bool = True, **options: Any) -> Deployment:
-        fleet = Fleet(directory / "fleet", zookeeper, services, hosts=hosts, first_address=next(_ADDRESSES), **options)
-        servers, _, chroot = zookeeper.partition("/")
+    def make(
+        services: dict[str, Sequence[int]], *, hosts: int, agents: bool = True, address: str = zookeeper, **options: Any
+    ) -> Deployment:
+        fleet = Fleet(directory / "fleet", address, services, hosts=hosts, first_address=next(_ADDRESSES), **options)
+        servers, _, chroot = address.partition("/")
         session = Session(servers, f"/{chroot}")
         session.start()
         session.ensure_chroot()
