@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from deployd_core.api import ConfigError, Unavailable
+
+if TYPE_CHECKING:
+    import subprocess
 
 TAIL_BYTES = 2000
 """How much of the end of a command's output goes into a message."""
@@ -54,8 +57,12 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     log: Path | None = None,
+    grace: float = 0.0,
+    run_as: str = "",
 ) -> Outcome:
     """Run a command to its end, at most `timeout` seconds; then its whole process group is killed.
+
+    With `grace` it is asked to end first, by SIGTERM, and has so many seconds to. With `run_as` it runs as that user.
 
     `env` is added to the agent's own; the directory is told as PWD as well, unresolved. What the command leaves running in the
     background lives on when it ends in time. The output is appended to `log`, or else thrown away after the tail was read.
@@ -66,10 +73,12 @@ def run(
     """
     import tempfile
 
+    identity, account = as_user(run_as) if run_as else ({}, {})
     try:
         output: BinaryIO
         with tempfile.TemporaryFile() if log is None else log.open("ab+") as output:
-            return _run(argv, output, timeout, _environment(env or {}, cwd), cwd)
+            process = _start(argv, output, _environment(account | dict(env or {}), cwd), cwd, identity)
+            return _finish(process, output, timeout, grace)
     except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
         raise ConfigError(f"cannot run {argv[0]!r}: {error.strerror}: {error.filename}", hint="give an absolute path") from error
     except (OSError, ValueError) as error:
@@ -94,13 +103,36 @@ def wait_gone(pid: int, timeout: float) -> bool:
         os.close(descriptor)
 
 
-def _run(argv: Sequence[str], output: BinaryIO, timeout: float, env: Mapping[str, str], cwd: Path | None) -> Outcome:
+def as_user(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What it takes to start a process as a user: arguments of Popen, and its environment.
+
+    Raises:
+        ConfigError: There is no such user, or the agent may not become it.
+    """
     import os
-    import signal
+    import pwd
+
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        raise ConfigError(f"there is no user {name!r} on this host", hint="make the user, or change run_as") from None
+    account = {"HOME": user.pw_dir, "LOGNAME": name, "USER": name}
+    if os.geteuid() == user.pw_uid:
+        return {}, account
+    if os.geteuid() != 0:
+        raise ConfigError(f"run_as = {name!r} needs an agent that runs as root", hint="run the agent as root, or drop run_as")
+    groups = os.getgrouplist(name, user.pw_gid)
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": groups}, account
+
+
+def _start(
+    argv: Sequence[str], output: BinaryIO, env: Mapping[str, str], cwd: Path | None, identity: Mapping[str, Any]
+) -> subprocess.Popen[bytes]:
+    import os
     import subprocess
 
-    begin = output.seek(0, os.SEEK_END)
-    process = subprocess.Popen(
+    output.seek(0, os.SEEK_END)
+    return subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -108,16 +140,28 @@ def _run(argv: Sequence[str], output: BinaryIO, timeout: float, env: Mapping[str
         env=env,
         cwd=cwd,
         start_new_session=True,
+        **identity,
     )
+
+
+def _finish(process: subprocess.Popen[bytes], output: BinaryIO, timeout: float, grace: float) -> Outcome:
+    import os
+    import signal
+
+    begin = output.tell()
     try:
-        if not wait_gone(process.pid, timeout):
-            return Outcome(None, _tail(output, begin))
-        return Outcome(process.wait(), _tail(output, begin))
+        in_time = wait_gone(process.pid, timeout)
+        if in_time:
+            process.wait()
+        elif grace:
+            os.killpg(process.pid, signal.SIGTERM)
+            wait_gone(process.pid, grace)
     finally:
         if process.returncode is None:
             # Not reaped yet, so that the group's number cannot have become somebody else's.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    return Outcome(process.returncode if in_time else None, _tail(output, begin))
 
 
 def _environment(extra: Mapping[str, str], cwd: Path | None) -> dict[str, str]:
