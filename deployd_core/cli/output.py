@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
@@ -64,6 +63,8 @@ def format_table(
     cells = [list(header), *([" ".join(cell.split()) or "-" for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     if shorten is not None and is_terminal():
+        import shutil
+
         excess = sum(widths) + len(_GAP) * (len(widths) - 1) - shutil.get_terminal_size().columns
         widths[shorten] = max(min(20, widths[shorten]), widths[shorten] - max(0, excess))
     for number, row in enumerate(cells):
