@@ -131,33 +131,19 @@ class Fleet:
         self.directory = directory
         self.services = services
         self.plugins = directory / "plugins.d"
-        servers, _, chroot = zookeeper.partition("/")
         self.plugins.mkdir(parents=True)
         self.hosts: dict[str, FleetHost] = {}
         for number in range(1, hosts + 1):
-            name = f"h{number}"
+            name, address = f"h{number}", f"127.0.1.{first_address + number}"
             host = FleetHost(
                 directory / name,
                 name,
                 zone=zones[(number - 1) % len(zones)],
-                address=f"127.0.1.{first_address + number}",
-                programs=self._programs(directory / name, f"127.0.1.{first_address + number}", start_seconds),
+                address=address,
+                programs=self._programs(directory / name, address, start_seconds),
             )
             host.directory.mkdir()
-            host.config.write_text(
-                AGENT_FILE.format(
-                    name=name,
-                    zone=host.zone,
-                    address=host.address,
-                    services=list(services),
-                    directory=host.directory,
-                    zookeeper=servers,
-                    chroot=f"/{chroot}",
-                    session_timeout=session_timeout,
-                    plugins=self.plugins,
-                ).replace("'", '"'),
-                encoding="utf-8",
-            )
+            host.config.write_text(self._agent_file(host, zookeeper, session_timeout), encoding="utf-8")
             self.hosts[name] = host
 
     def start(self, *, agents: bool = True) -> None:
@@ -201,6 +187,20 @@ strategy = "{strategy}"
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+    def _agent_file(self, host: FleetHost, zookeeper: str, session_timeout: str) -> str:
+        servers, _, chroot = zookeeper.partition("/")
+        return AGENT_FILE.format(
+            name=host.name,
+            zone=host.zone,
+            address=host.address,
+            services=list(self.services),
+            directory=host.directory,
+            zookeeper=servers,
+            chroot=f"/{chroot}",
+            session_timeout=session_timeout,
+            plugins=self.plugins,
+        ).replace("'", '"')
 
     def _programs(self, directory: Path, address: str, start_seconds: float) -> dict[str, Program]:
         return {
