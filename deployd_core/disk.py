@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deployd_core.errors import ConfigError, DeploydError, Unavailable
@@ -97,6 +97,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def space_taken(path: Path) -> int:
+    """Bytes that a file, or all files of a directory, take on the disk; what vanishes meanwhile takes none."""
+    if not path.is_dir():
+        return path.lstat().st_blocks * 512
+    blocks = 0
+    for directory, _, files in os.walk(path):
+        for name in files:
+            with suppress(FileNotFoundError):
+                blocks += os.lstat(f"{directory}/{name}").st_blocks
+    return blocks * 512
 
 
 def _rounded(size: int) -> str:

@@ -30,7 +30,7 @@ from deployd_core.model import Build
 from deployd_core.units import Size
 
 _CHUNK = 1 << 20
-_CHECK_EVERY = 64 << 20
+_CHECK_EVERY = 4 << 20
 
 Progress = Callable[[int, int | None], None]
 """Told how many bytes are there, and how many there will be, if that is known."""

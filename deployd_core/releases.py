@@ -8,6 +8,7 @@
     <root>/shared/                                outlives releases
     <root>/.deployd/incoming/                     see `deployd_core.fetching`
     <root>/.deployd/unpacking/, trash/            on the way in, and out: nobody looks here
+    <root>/.deployd/logs/                         output of steps, see `deployd_core.performing`
     <root>/.deployd/history.json                  builds that were good, and flips
 
 Every change is made aside and renamed into place, after what it depends on is on the disk: a crash, of the agent or of the
@@ -21,8 +22,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Set
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -33,7 +33,7 @@ from msgspec import Struct
 from deployd_core.api import Source
 from deployd_core.archive import unpack
 from deployd_core.clock import rfc3339
-from deployd_core.disk import disk_errors, require_free, sync_directory, sync_filesystem, write_atomically
+from deployd_core.disk import disk_errors, require_free, space_taken, sync_directory, sync_filesystem, write_atomically
 from deployd_core.errors import BuildRefused, ConfigError, NotFound, Unavailable
 from deployd_core.fetching import Fetch, Progress, Retry, archive_of, read_about
 from deployd_core.history import HistoryFile
@@ -41,7 +41,7 @@ from deployd_core.model import Build, Release, check_build_id, check_digest
 from deployd_core.retention import Disk, ReleaseInfo, to_remove
 from deployd_core.tree import OWN_NAME, Limits
 
-_CHECK_EVERY = 64 << 20
+_CHECK_EVERY = 4 << 20
 _MARKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,199}")
 _MAX_ARCHIVE = 50 * 1024**3
 
@@ -285,6 +285,7 @@ class ReleaseStore:
                 self._discard(self.releases / build_id)
             digests = {info.build.digest for build_id, info in disk.releases.items() if build_id not in removed}
             self._prune_incoming(digests, protect)
+            self._prune_logs(protect | (disk.releases.keys() - set(removed)))
         return removed
 
     def _prune_incoming(self, digests: set[str], protect: frozenset[str]) -> None:
@@ -292,6 +293,13 @@ class ReleaseStore:
             about = read_about(path.with_suffix(".json"))
             if f"sha256:{path.stem}" not in digests and not (about is not None and about.build in protect):
                 path.unlink(missing_ok=True)
+
+    def _prune_logs(self, builds: Set[str]) -> None:
+        """The logs of steps begin with the build and a dash."""
+        logs = self._own / "logs"
+        for name in _names(logs):
+            if not any(name.startswith(f"{build}-") for build in builds):
+                (logs / name).unlink(missing_ok=True)
 
     def _discard(self, directory: Path) -> None:
         """Remove a release; from its first moment on it is no release any more."""
@@ -303,12 +311,7 @@ class ReleaseStore:
     def _size(self, info: ReleaseInfo) -> int:
         """Bytes that a release takes with its archive, whatever its steps have added."""
         archive = archive_of(self._incoming, info.build.digest)
-        blocks = archive.stat().st_blocks if archive.exists() else 0
-        for directory, _, files in os.walk(self.releases / info.build.id):
-            for name in files:
-                with suppress(FileNotFoundError):
-                    blocks += os.lstat(os.path.join(directory, name)).st_blocks  # noqa: PTH118  # thousands of them
-        return blocks * 512
+        return space_taken(self.releases / info.build.id) + (space_taken(archive) if archive.exists() else 0)
 
     def _published(self, build: Build) -> bool:
         check_digest(build.digest)
@@ -352,9 +355,9 @@ class ReleaseStore:
             if stop.is_set():
                 raise Unavailable(f"{what}: the agent was told to stop")
             left -= coming
-            if left < 0 or coming > _CHECK_EVERY:
+            if left < 0:
                 left = _CHECK_EVERY
-                require_free(self.root, max(coming, _CHECK_EVERY), self._reserve, what)
+                require_free(self.root, coming, self._reserve, what)
 
         return check
 

@@ -660,6 +660,21 @@ def test_prune_clears_orphaned_archives_and_parts(store: ReleaseStore) -> None:
     assert [f"{stem}.json", f"{stem}.part"] == files(store.root / ".deployd/incoming")
 
 
+def test_prune_clears_the_logs_of_what_is_gone(store: ReleaseStore) -> None:
+    """Logs of steps live as long as their release, or as long as their build is in use."""
+    for build in ("v1", "v2"):
+        publish(store, build)
+    store.flip("v2")
+    logs = store.root / ".deployd/logs"
+    logs.mkdir()
+    for name in ("v1-01-pip.log", "v2-01-pip.log", "v3-01-pip.log", "v4-01-pip.log"):
+        (logs / name).write_text("")
+
+    store.prune(keep=0, keep_bytes=None, protect=frozenset({"v3"}))
+
+    assert ["v2-01-pip.log", "v3-01-pip.log"] == files(logs)
+
+
 def test_prune_leaves_what_deployd_did_not_make(store: ReleaseStore) -> None:
     """Directories without a manifest are somebody else's."""
     (store.root / "releases/old-tool").mkdir()
