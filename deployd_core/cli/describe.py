@@ -22,6 +22,7 @@ _PLAIN: dict[type, str] = {
     inspect.StrType: "text",
     inspect.NoneType: "nothing",
     inspect.AnyType: "anything",
+    inspect.StructType: "table",
 }
 _BOUNDS = (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than"))
 
