@@ -378,6 +378,7 @@ def test_a_release_wakes_the_host_that_waits_for_room(world: World) -> None:
     first.release_permit(snapshot, status_of(snapshot))
 
     assert bell.wait()
+    assert () == second.snapshot("web").permits
     assert isinstance(take_until_known(second), Permit)
     assert ["h2"] == [permit.host for permit in world.permits()]
 

@@ -334,6 +334,34 @@ def test_a_bare_build_id_is_a_rollout_like_any_other(session: Session) -> None:
     assert record.fleet_rollout == host_of(session, "h1").snapshot("web").rollout_id
 
 
+@pytest.mark.parametrize(("role", "path"), [(Role.FLEET, WEB.enabled), (Role.CANARY, WEB.canary), (Role.CANARY, WEB.enabled)])
+def test_no_grant_commits_after_a_build_was_written_by_hand(session: Session, role: Role, path: str) -> None:
+    """A build written in zkCli, which changes nothing but its node, stops a grant that obeyed what was there before."""
+    rollouts.apply_spec(session, "web", SPEC)
+    rollouts.enable(session, "web", "v1", DIGEST)
+    host_of(session, "h1")
+    rollouts.set_role(session, "web", "h1", role)
+    host = host_of(session, "h1")
+    snapshot = host.snapshot("web")
+
+    session.set(path, b"v2")
+
+    answer = host.take_permit(snapshot, ONE)
+    assert isinstance(answer, Denied)
+    assert Denial.CHANGED is answer.code
+
+
+def test_failures_of_rollouts_that_are_over_are_dropped(session: Session) -> None:
+    """The rollout's node holds the failures of what is under way, and does not grow for ever."""
+    rollouts.apply_spec(session, "web", SPEC)
+    for number in range(2):
+        session.set(WEB.enabled, f"v{number}".encode())
+        host = host_of(session, f"h{number}")
+        host.record_failure(host.snapshot("web"), "will not start")
+
+    assert {"h1"} == set(rollouts.read_service(session, "web").rollout.failures)
+
+
 @pytest.mark.parametrize(
     ("path", "denial"),
     [(WEB.rollout, Denial.PAUSED), ("/freeze", Denial.FROZEN), (WEB.enabled, None), (WEB.spec, None), (WEB.host("h1"), None)],

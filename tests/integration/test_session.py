@@ -17,8 +17,11 @@ from pathlib import Path
 import pytest
 from kazoo.client import KazooClient
 
-from deployd_core.coordination import AgentInfo, Link
+from deployd_core import rollouts
+from deployd_core.coordination import AgentInfo, Denial, Denied, Link, Permit
 from deployd_core.errors import ConfigError, Conflict, NotFound, Unavailable
+from deployd_core.model import FleetLimit
+from deployd_core.spec import ServiceSpec, ServiceTable
 from deployd_core.testing.relay import Relay
 from deployd_core.testing.zookeeper import ZooKeeperServer, find_classpath, home_from_environment
 from deployd_core.zookeeper import layout
@@ -217,8 +220,17 @@ def test_an_agent_replaces_its_dead_predecessor_and_no_other(zookeeper: str) -> 
         stat = new.stat(layout.agent("h1"))
         assert stat is not None
         assert new.session_id == stat.owner
+        other = ZooKeeperCoordination(namesake, "h1", bool)
         with pytest.raises(Conflict, match="another agent calls itself 'h1': machine-1:/var/lib/deployd, pid 4711"):
-            ZooKeeperCoordination(namesake, "h1", bool).announce(AgentInfo(host="h1", instance="machine-2:/var/lib/deployd"))
+            other.announce(AgentInfo(host="h1", instance="machine-2:/var/lib/deployd"))
+
+        rollouts.apply_spec(new, "web", ServiceSpec(service=ServiceTable(root="/srv/web"), source={}))
+        rollouts.enable(new, "web", "v1", None)
+        denied = other.take_permit(other.snapshot("web"), FleetLimit())
+        assert isinstance(denied, Denied)
+        assert Denial.DUPLICATE is denied.code
+        new.delete(layout.agent("h1"))
+        assert isinstance(other.take_permit(other.snapshot("web"), FleetLimit()), Permit)
 
 
 # Watches
