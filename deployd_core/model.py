@@ -236,7 +236,7 @@ class HostView(Struct, frozen=True, kw_only=True):
 
     @property
     def stale(self) -> tuple[str, ...]:
-        """Names of the instances that have yet to enter the cycle: first those that serve nobody anyway, then in the order of the spec."""
+        """Instances that have yet to enter the cycle: those that serve nobody anyway first, else in the order of the spec."""
         waiting = [instance for instance in self.instances if instance.phase is Phase.STALE]
         return tuple(instance.name for instance in sorted(waiting, key=lambda instance: instance.available))
 

@@ -101,7 +101,7 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     provider: Provider
 
 
-class Rejected(DeploydError):  # noqa: N818 - a verdict on a plugin, not an error of this program
+class Rejected(DeploydError):
     """A plugin cannot be used; the state says in which way."""
 
     def __init__(self, state: PluginState, message: str) -> None:
