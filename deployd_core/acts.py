@@ -98,7 +98,11 @@ class InstanceAct(Act, frozen=True):
 
 
 class CloseGate(InstanceAct, frozen=True):
-    """Turn the traffic of an instance off."""
+    """Turn the traffic of an instance off, or move the end of the lease."""
+
+
+class CloseIdle(InstanceAct, frozen=True):
+    """Close the connections that clients keep open and do not use."""
 
 
 class OpenGate(InstanceAct, frozen=True):
@@ -109,6 +113,8 @@ class Restart(InstanceAct, frozen=True):
     """Bring an instance onto the new release."""
 
     action: Action = Action.RESTART
+    cut: int = 0
+    """Busy connections that the restart cuts."""
 
 
 class WarmUp(InstanceAct, frozen=True):

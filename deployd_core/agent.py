@@ -31,6 +31,7 @@ from deployd_core.logs import set_up_logging
 from deployd_core.model import Event
 from deployd_core.notify import Notifier
 from deployd_core.plugins import Plugins, PluginState
+from deployd_core.processes import process_id
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
 from deployd_core.zookeeper.session import Session
 
@@ -103,7 +104,13 @@ class Agent:
         return False
 
     def _start_engines(self, events: Events) -> None:
-        identity = Identity(host=self._config.host, zone=self._config.zone, address=self._config.address, version=__version__)
+        identity = Identity(
+            host=self._config.host,
+            zone=self._config.zone,
+            address=self._config.address,
+            owner=_owner(self._config.host),
+            version=__version__,
+        )
         for service in self._config.services:
             self._coordination.join(service, self._config.zone)
             self._engines[service] = Engine(
@@ -231,6 +238,12 @@ def _only_agent(directory: Path, host: str) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _owner(host: str) -> str:
+    """Names this very process, so that what it leaves behind can be told from what another one holds."""
+    me = process_id(os.getpid())
+    return f"{host}/{os.getpid()}/{me.started if me else 0:.2f}"
 
 
 def _machine_id() -> str:

@@ -11,7 +11,19 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from deployd_core.api import Gate, Manager, Options, Probe, ProbeOptions, Reporter, Source, Step, StepOptions, Strategy
+from deployd_core.api import (
+    DrainOptions,
+    Gate,
+    Manager,
+    Options,
+    Probe,
+    ProbeOptions,
+    Reporter,
+    Source,
+    Step,
+    StepOptions,
+    Strategy,
+)
 from deployd_core.boundary import Bound
 from deployd_core.errors import ConfigError
 from deployd_core.model import Instance, check_name, expand
@@ -67,6 +79,12 @@ class ServiceSetup(Struct, frozen=True, kw_only=True):
     manager: Bound[Manager[Any]] | None
     probe: Bound[Probe[Any]] | None
     gate: Bound[Gate[Any]] | None
+
+    @property
+    def drain(self) -> DrainOptions | None:
+        """How traffic is turned off; None when the strategy restarts without a gate."""
+        options = self.strategy.plugin.options
+        return options if isinstance(options, DrainOptions) else None
 
     @property
     def probe_options(self) -> ProbeOptions:
@@ -145,16 +163,17 @@ def set_up(spec: ServiceSpec, service: str, plugins: Plugins, *, where: str = ""
     if instances and manager is None:
         raise ConfigError(f"{where}: [instances] has no manager", hint='say what restarts them: manager = { use = "systemd" }')
     restart = spec.restart
+    strategy = plugins.make(Kind.STRATEGY, restart.strategy, restart.options, where=f"{where}: [restart.options]")
     return ServiceSetup(
         spec=spec,
         instances=instances,
-        strategy=plugins.make(Kind.STRATEGY, restart.strategy, restart.options, where=f"{where}: [restart.options]"),
+        strategy=strategy,
         source=_source(plugins, spec.source, f"{where}: [source]"),
         steps=tuple(_named(plugins, Kind.STEP, table, f"{where}: [[steps]] {n}") for n, table in enumerate(spec.steps, start=1)),
         step_markers=tuple(_step_marker(n, table) for n, table in enumerate(spec.steps, start=1)),
         manager=manager,
         probe=_maybe(plugins, Kind.PROBE, spec.instances.probe, f"{where}: [instances] probe"),
-        gate=_maybe(plugins, Kind.GATE, spec.instances.gate, f"{where}: [instances] gate"),
+        gate=_gate(plugins, spec, strategy, where),
     )
 
 
@@ -194,6 +213,14 @@ def _named(plugins: Plugins, kind: Kind, table: Table, where: str) -> Bound[Any]
 
 def _maybe(plugins: Plugins, kind: Kind, table: Table | None, where: str) -> Bound[Any] | None:
     return None if table is None else _named(plugins, kind, table, where)
+
+
+def _gate(plugins: Plugins, spec: ServiceSpec, strategy: Bound[Strategy[Any]], where: str) -> Bound[Gate[Any]] | None:
+    """The gate of the spec, or the one that the strategy's own options name."""
+    options = strategy.plugin.options
+    if spec.instances.gate is None and isinstance(options, DrainOptions):
+        return plugins.make(Kind.GATE, options.gate, {}, where=f"{where}: [restart.options] gate")
+    return _maybe(plugins, Kind.GATE, spec.instances.gate, f"{where}: [instances] gate")
 
 
 def _source(plugins: Plugins, table: Table, where: str) -> Bound[Source[Any]]:

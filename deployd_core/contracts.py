@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, ClassVar, Generic, TypeVar, get_args, get_origin
 
@@ -35,6 +36,29 @@ class FleetOptions(Options, frozen=True, kw_only=True):
     def fleet_limit(self) -> FleetLimit:
         """The limit, as a plan states it."""
         return FleetLimit(hosts=self.limit, per_zone=self.limit_per_zone)
+
+
+class AtDeadline(Enum):
+    """What to do when a drain has taken too long."""
+
+    PROCEED = "proceed"  # restart, and report how many requests were cut
+    ABORT = "abort"  # open the gate again, and fail the host
+    WAIT = "wait"  # as long as an instance may take to get healthy, then abort
+
+
+class DrainOptions(FleetOptions, frozen=True, kw_only=True):
+    """Options of a strategy that turns the traffic of an instance off before it is restarted.
+
+    A strategy whose options derive from these has every instance it lets into the cycle walked through a gate.
+    """
+
+    gate: Annotated[str, Meta(description="what turns traffic off, unless [instances] gate says so")] = "auto"
+    settle: Annotated[Duration, Meta(description="least time between closing a gate and the restart")] = Duration("300ms")
+    drain_timeout: Annotated[Duration, Meta(description="longest to wait for the requests in flight")] = Duration("30s")
+    at_deadline: Annotated[AtDeadline, Meta(description="then: proceed (and cut), abort (and fail) or wait")] = AtDeadline.PROCEED
+    traffic_timeout: Annotated[Duration, Meta(description="longest to wait until clients are back")] = Duration("15s")
+    hold: Annotated[bool, Meta(description="have new clients wait instead of turning them away")] = False
+    lease: Annotated[Duration, Meta(description="a closed gate opens by itself after this, if the agent is dead")] = Duration("2m")
 
 
 class ProbeOptions(Options, frozen=True, kw_only=True):
@@ -228,6 +252,20 @@ class GateCall(InstanceCall, frozen=True, kw_only=True):
     until: float
     """When the gate opens by itself, agent alive or not, in seconds since the epoch."""
     owner: str
+    """Who closes it: ``host/pid/start time`` of the agent."""
+    hold: bool = False
+    """Have new clients wait instead of turning them away: for the only instance there is."""
+
+
+class Connections(Struct, frozen=True, kw_only=True):
+    """The connections of an instance's clients at one moment, those of our own probe left out."""
+
+    busy: int
+    """A request is under way on them, or may be."""
+    idle: int = 0
+    """Open, with nothing under way: what a client keeps in its pool."""
+    recent: int = 0
+    """Those that carried something within the last second: clients really use the instance."""
 
 
 class Gate(Plugin[OptionsT]):
@@ -246,8 +284,12 @@ class Gate(Plugin[OptionsT]):
         """Say which instances of the service are closed now."""
 
     @abstractmethod
-    def in_flight(self, call: InstanceCall) -> int:
-        """Count the connections that are busy now."""
+    def connections(self, call: InstanceCall) -> Connections:
+        """Count the connections of clients now; asked some ten times a second while an instance is drained or comes back."""
+
+    def close_idle(self, call: InstanceCall) -> int:  # noqa: ARG002 - for those that can
+        """Close connections that have been idle for so long that no request can be on its way into them; how many were closed."""
+        return 0
 
 
 class BuildCall(Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 ::
 
     stale, open ──▶ close gate ──▶ drained? ──▶ restart ──▶ fresh, closed ──▶ healthy (n in a row)? ──▶ warm up
-                ──▶ open gate ──▶ healthy for the stability window ──▶ done
+                ──▶ open gate ──▶ healthy for the stability window, and its clients are back ──▶ done
           any wait past its deadline ──▶ failed, with the reason
 
 Without a gate the first and last moves fall away. A strategy says which instances may be in the cycle; this module walks it, and
@@ -14,9 +14,13 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from deployd_core.acts import Act, CloseGate, OpenGate, Restart, WarmUp
+from deployd_core.acts import Act, CloseGate, CloseIdle, OpenGate, Restart, WarmUp
+from deployd_core.contracts import AtDeadline
 from deployd_core.model import Health, InstanceView, Phase, Plan, State
 from deployd_core.observation import InstanceFacts, Observation, Rules, Setback
+
+_QUIET = 3
+"""Counts in a row that find nothing, before an instance is taken for drained: one may fall between two requests."""
 
 
 class Moves(Struct, frozen=True, kw_only=True):
@@ -43,7 +47,7 @@ def views(seen: Observation) -> tuple[InstanceView, ...]:
                 state=facts.state,
                 health=facts.health,
                 gate_closed=facts.gate_closed,
-                in_flight=facts.in_flight,
+                in_flight=facts.connections.busy if facts.connections and facts.gate_closed else None,
                 since=seen.waits.get(_wait_key(phase, facts.name), seen.now),
             )
         )
@@ -55,7 +59,9 @@ def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
     if Restart(instance=facts.name).key in seen.busy:
         return Phase.RESTARTING
     if facts.running and facts.serves is not None and facts.serves == seen.build:
-        return Phase.READY if _steady(facts, seen) and not facts.gate_closed else Phase.WARMING
+        if facts.gate_closed or not _steady(facts, seen):
+            return Phase.WARMING
+        return Phase.RETURNING if _clients_away(facts, seen) else Phase.READY
     if facts.ordered:
         return Phase.WARMING
     if not facts.running and seen.good and seen.current == seen.build and not seen.permit.held:
@@ -71,6 +77,8 @@ def waiting(shown: tuple[InstanceView, ...]) -> frozenset[str]:
 
 def impossible(wish: Plan, rules: Rules, count: int) -> str:
     """Why a plan can never be carried out, with the arithmetic; empty when it can."""
+    if wish.impossible:
+        return wish.impossible
     floor = _floor(wish, rules, count)
     if floor < count or count < 2:
         return ""
@@ -88,12 +96,13 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
             continue
         act = _next_move(facts, view, seen, wish)
         setback = seen.setbacks.get(act.key) if act else None
-        deadline = _deadline(view, seen.rules)
+        deadline = _deadline(facts, view, seen.rules)
         failure = _failure(facts, view, seen, setback)
         if failure:
             failures.append(failure)
         elif act is not None and seen.ready(act.key):
             acts.append(act)
+        acts += renewal(facts, seen)
         deadlines.append(deadline)
         reasons.append(_waiting_for(facts, view, seen, setback))
     if failures:
@@ -115,15 +124,35 @@ def _healthy(facts: InstanceFacts, rules: Rules) -> bool:
     return facts.health is Health.HEALTHY and facts.streak >= rules.healthy_after
 
 
-def _deadline(view: InstanceView, rules: Rules) -> float:
-    return view.since + (rules.drain_timeout if view.phase is Phase.DRAINING else rules.healthy_timeout)
+def _clients_away(facts: InstanceFacts, seen: Observation) -> bool:
+    """Whether there are clients to wait for: without any, at night, the wait ends with its deadline and is no failure."""
+    drain = seen.rules.drain
+    if drain is None or facts.opened_at is None:
+        return False
+    return not facts.traffic_back and seen.now - facts.opened_at < drain.traffic_timeout
+
+
+def renewal(facts: InstanceFacts, seen: Observation) -> tuple[Act, ...]:
+    """Move the end of a lease before it runs out under us."""
+    drain, act = seen.rules.drain, CloseGate(instance=facts.name)
+    due = drain is not None and facts.gate_closed and facts.lease_left < drain.lease / 2
+    return (act,) if due and seen.ready(act.key) else ()
+
+
+def _deadline(facts: InstanceFacts, view: InstanceView, rules: Rules) -> float:
+    drain = rules.drain
+    if drain is None or view.phase not in (Phase.DRAINING, Phase.RETURNING):
+        return view.since + rules.healthy_timeout
+    if view.phase is Phase.RETURNING:
+        return (facts.opened_at or view.since) + drain.traffic_timeout
+    patience = rules.healthy_timeout if drain.at_deadline is AtDeadline.WAIT else 0.0
+    return view.since + drain.timeout + patience
 
 
 def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish: Plan) -> Act | None:
     """The next act for an instance in the cycle; None while there is only waiting to do."""
     if view.phase is Phase.DRAINING:
-        drained = facts.in_flight == 0
-        return Restart(instance=facts.name, action=wish.action) if drained else None
+        return _next_drain_move(facts, view, seen, wish)
     if view.phase is not Phase.WARMING or not facts.looked:
         return None
     restart = Restart(instance=facts.name, action=wish.action)
@@ -136,11 +165,32 @@ def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish
     return OpenGate(instance=facts.name) if facts.gate_closed else None
 
 
+def _next_drain_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish: Plan) -> Act | None:
+    """Restart once nothing is in flight; until then close what clients keep open and do not use.
+
+    A pooled connection that is open is one that a request may be sent into at this very moment: it counts as in flight until it is
+    gone, and is closed only after it has been idle for a while.
+    """
+    drain = seen.rules.drain
+    if drain is None:
+        return OpenGate(instance=facts.name)  # the spec has changed to a strategy without gates
+    if facts.connections is None:
+        return None
+    settled = seen.now - view.since >= drain.settle
+    if settled and facts.quiet >= _QUIET:
+        return Restart(instance=facts.name, action=wish.action)
+    if drain.at_deadline is AtDeadline.PROCEED and seen.now >= _deadline(facts, view, seen.rules):
+        return Restart(instance=facts.name, action=wish.action, cut=facts.connections.busy)
+    return CloseIdle(instance=facts.name) if facts.connections.idle else None
+
+
 def _waiting_for(facts: InstanceFacts, view: InstanceView, seen: Observation, setback: Setback | None) -> str:
     if setback is not None:
         return f"{facts.name}: {setback.reason}"
     if view.phase is Phase.DRAINING:
-        return f"{facts.name}: {facts.in_flight} connections in flight"
+        return f"{facts.name}: {_in_flight(facts)}"
+    if view.phase is Phase.RETURNING:
+        return f"{facts.name}: open, until its clients are back"
     if view.phase is Phase.RESTARTING:
         return f"{facts.name}: restarting"
     if facts.running and facts.serves != seen.build:
@@ -156,10 +206,13 @@ def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setbac
     last = setback.reason if setback else facts.evidence if wrong_build else facts.reason
     if view.phase is Phase.WARMING and facts.looked and not facts.running and facts.state is State.FAILED:
         return f"{facts.name} did not start: {last}"
-    if seen.now < _deadline(view, seen.rules) or view.phase is Phase.RESTARTING:
+    if seen.now < _deadline(facts, view, seen.rules) or view.phase in (Phase.RESTARTING, Phase.RETURNING):
         return ""
     if view.phase is Phase.DRAINING:
-        return f"{facts.name} had {facts.in_flight} connections in flight after {seen.rules.drain_timeout:g} s"
+        drain = seen.rules.drain
+        if drain is None or (drain.at_deadline is AtDeadline.PROCEED and facts.connections is not None):
+            return ""
+        return f"{facts.name} was not drained after {seen.now - view.since:g} s: {_in_flight(facts)}"
     return f"{facts.name} was not healthy {seen.rules.healthy_timeout:g} s after its restart: {last}"
 
 
@@ -186,7 +239,7 @@ def _enter(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> tu
 
 
 def _entry(name: str, wish: Plan, rules: Rules) -> Act:
-    return CloseGate(instance=name) if rules.gate else Restart(instance=name, action=wish.action)
+    return CloseGate(instance=name) if rules.drain else Restart(instance=name, action=wish.action)
 
 
 def _stalled(seen: Observation, reason: str) -> Moves:
@@ -200,10 +253,16 @@ def _stalled(seen: Observation, reason: str) -> Moves:
     return Moves(reason=reason, deadline=deadline, waits=waits)
 
 
+def _in_flight(facts: InstanceFacts) -> str:
+    found = facts.connections
+    return f"{found.busy} connections busy, {found.idle} kept open by clients" if found else "its connections were not counted yet"
+
+
 def _floor(wish: Plan, rules: Rules, count: int) -> int:
     return max(rules.min_available.at_least(count), wish.min_available.at_least(count))
 
 
 def _wait_key(phase: Phase, name: str) -> str:
     # A restart and what follows it are one wait: a process that keeps dying must not get a new deadline with each life.
-    return f"{'stale' if phase is Phase.STALE else 'draining' if phase is Phase.DRAINING else 'restarting'}:{name}"
+    apart = (Phase.STALE, Phase.DRAINING, Phase.RETURNING)
+    return f"{phase.value if phase in apart else 'restarting'}:{name}"

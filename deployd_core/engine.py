@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -52,6 +52,8 @@ class Identity(Struct, frozen=True, kw_only=True):
     host: str
     zone: str
     address: str
+    owner: str
+    """This very agent, in the gates that it closes: ``host/pid/start time``."""
     version: str
 
 
@@ -204,7 +206,7 @@ class Engine:
             snapshot,
             setup,
             disk,
-            self._looking.facts(),
+            self._looking.facts(self._clock.time()),
             digest=self._digest,
             busy=self._tasks.busy,
             setbacks=self._setbacks.by_key,
@@ -253,6 +255,9 @@ class Engine:
         )
         if isinstance(act, Restart):
             self._looking.restarting(act.instance, self._clock.monotonic())
+            if act.cut:
+                self._last_error = f"{act.instance} was restarted with {act.cut} connections in flight: the drain took too long"
+                self._emit("instance.cut", scene.snapshot, {"instance": act.instance, "connections": act.cut})
         _LOG.info("%s: %s", self.service, act.doing)
         self._tasks.start(act.key, lambda: performer.perform(act, scene), timeout=performer.timeout(act, scene), epoch=self._epoch)
 
@@ -264,6 +269,7 @@ class Engine:
             host=self._identity.host,
             zone=snapshot.membership.zone,
             address=self._identity.address,
+            owner=self._identity.owner,
             root=self._root,
             snapshot=snapshot,
             setup=setup,
@@ -308,6 +314,12 @@ class Engine:
                 self._digest = outcome.value
             case "warmup":
                 self._looking.warmed(name)
+            case "closegate":
+                self._looking.gate_closed(name, now, outcome.value)
+            case "opengate":
+                self._looking.gate_opened(name, now)
+            case "closeidle":
+                self._looking.idle_closed(name, now)
             case "takepermit":
                 self._take_answer(outcome, now)
             case "settle" | "recordfailure":
@@ -348,21 +360,19 @@ class Engine:
     # Report.
 
     def _status(self, decision: Decision, snapshot: Snapshot) -> HostStatus:
-        return self._report.status(decision, snapshot, self._looking.facts(), last_error=self._last_error)
+        return self._report.status(decision, snapshot, self._looking.facts(self._clock.time()), last_error=self._last_error)
 
     def _tell(self, decision: Decision, snapshot: Snapshot) -> HostStatus:
         status = self._status(decision, snapshot)
         if self._report.tell(status, self._tasks, self._epoch):
-            event = Event(
-                name=f"host.{status.step}",
-                service=self.service,
-                host=self._identity.host,
-                at=rfc3339(self._clock.time()),
-                build=status.wanted or "",
-                detail={"reason": status.reason, "served": status.served, "rollout": status.rollout},
-            )
-            self._events.emit(event)
+            detail = {"reason": status.reason, "served": status.served, "rollout": status.rollout}
+            self._emit(f"host.{status.step}", snapshot, detail)
         return status
+
+    def _emit(self, name: str, snapshot: Snapshot, detail: Mapping[str, object]) -> None:
+        build = snapshot.enabled.build if snapshot.enabled else ""
+        at = rfc3339(self._clock.time())
+        self._events.emit(Event(name=name, service=self.service, host=self._identity.host, at=at, build=build, detail=detail))
 
     def _until_next(self, decision: Decision, status: HostStatus, setup: ServiceSetup, now: float) -> float:
         """Seconds until something is due that no task and no watch will wake us for."""

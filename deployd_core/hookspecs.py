@@ -65,8 +65,8 @@ def deployd_gates() -> Iterable[type[Gate[Any]]]:  # type: ignore[empty-body]
                     found.append(ClosedGate(service=call.service, instance=path.stem, owner=owner, until=float(until)))
                 return tuple(found)
 
-            def in_flight(self, call):
-                return 0
+            def connections(self, call):
+                return Connections(busy=0)
 
 
         @hookimpl

@@ -14,6 +14,8 @@ from deployd_core.tasks import Tasks
 
 _FASTEST, _SLOWEST = 0.01, 0.25
 """Seconds between two looks at an instance in the cycle: a tenth of the time since something changed, within these."""
+_COUNTING = 0.1
+"""Seconds between two counts of an instance's connections."""
 _DURING_DEPLOY = 1.0
 _BEFORE_DEPLOY = 2.0
 _SPARE = 10.0
@@ -42,9 +44,9 @@ class Looking:
             self._lookout = Lookout(manager=setup.manager, probe=setup.probe, gate=setup.gate, probe_timeout=float(options.timeout))
         self._facts = {} if type(setup.strategy.plugin).facts is Strategy.facts else None
 
-    def facts(self) -> list[InstanceFacts]:
-        """What is known of each instance, in the order of the spec."""
-        return [watch.facts() for watch in self._watches.values()]
+    def facts(self, wall: float) -> list[InstanceFacts]:
+        """What is known of each instance, in the order of the spec, at a moment in seconds since the epoch."""
+        return [watch.facts(wall) for watch in self._watches.values()]
 
     @property
     def strategy_facts(self) -> dict[str, object] | None:
@@ -76,6 +78,21 @@ class Looking:
         """The warm-up requests have been sent."""
         if name in self._watches:
             self._watches[name].warmed()
+
+    def gate_closed(self, name: str, now: float, until: float) -> None:
+        """Its gate was closed, or the lease moved."""
+        if name in self._watches:
+            self._watches[name].gate_closed(now, until)
+
+    def gate_opened(self, name: str, now: float) -> None:
+        """Its gate was opened."""
+        if name in self._watches:
+            self._watches[name].gate_opened(now)
+
+    def idle_closed(self, name: str, now: float) -> None:
+        """Connections that its clients kept open were closed."""
+        if name in self._watches:
+            self._watches[name].idle_closed(now)
 
     def saw(self, name: str, sighting: Sighting, *, started: float, ended: float) -> None:
         """Take the outcome of a look."""
@@ -109,7 +126,7 @@ class Looking:
             watch.next_look = now + self._pace(decision.step, view, now - watch.changed_at)
             self._tasks.start(
                 key,
-                lambda call=call: lookout.look(call, call.root, flips),  # type: ignore[misc]
+                lambda call=call, back=watch.opened_at is not None: lookout.look(call, call.root, flips, returning=back),  # type: ignore[misc]
                 timeout=timeout + _SPARE,
                 epoch=epoch,
             )
@@ -141,6 +158,8 @@ class Looking:
 
     def _pace(self, step: HostStep, view: InstanceView, quiet: float) -> float:
         """Seconds until the next look at an instance, after `quiet` seconds without a change."""
+        if view.phase in (Phase.DRAINING, Phase.RETURNING):
+            return _COUNTING
         if step in (HostStep.RESTARTING, HostStep.CHECKING) and view.phase.in_cycle:
             return min(_SLOWEST, max(_FASTEST, quiet / 10))
         if step in (HostStep.RESTARTING, HostStep.FAILED, HostStep.CHECKING, HostStep.FLIPPING):

@@ -169,6 +169,7 @@ class Phase(Enum):
     DRAINING = "draining"  # its gate is closed, requests are still in flight
     RESTARTING = "restarting"  # the manager is at it
     WARMING = "warming"  # serves the wanted build; not yet healthy for long enough, not yet warm, or its gate is not open yet
+    RETURNING = "returning"  # healthy and open, but its clients have yet to come back
     READY = "ready"  # serves the wanted build, healthy for the stability window, open
 
     @property
@@ -189,7 +190,7 @@ class InstanceView(Struct, frozen=True, kw_only=True):
     health: Health
     gate_closed: bool = False
     in_flight: int | None = None
-    """Busy connections; None without a gate."""
+    """Busy connections while it is drained; None at other times."""
     since: float = 0.0
     """When it entered this phase."""
 
@@ -260,6 +261,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Instances that may be in the cycle now; those already in it stay whether they are named or not."""
     why: str
     """One line for `deployd why`."""
+    impossible: str = ""
+    """Why this can never be carried out, with the arithmetic: the host is blocked, and nothing is disturbed."""
     action: Action = Action.RESTART
     limit: FleetLimit = FleetLimit()
     min_available: Share = Share(0)

@@ -6,19 +6,30 @@ from collections.abc import Mapping
 
 from msgspec import Struct, field
 
+from deployd_core.contracts import AtDeadline, Connections
 from deployd_core.model import FleetView, Health, PermitView, Role, State
 from deployd_core.units import Share
+
+
+class Drain(Struct, frozen=True, kw_only=True):
+    """How traffic is turned off. Times in seconds."""
+
+    settle: float = 0.3
+    timeout: float = 30.0
+    at_deadline: AtDeadline = AtDeadline.PROCEED
+    traffic_timeout: float = 15.0
+    lease: float = 120.0
 
 
 class Rules(Struct, frozen=True, kw_only=True):
     """What a spec says about the cycle. Times in seconds."""
 
-    gate: bool = False
+    drain: Drain | None = None
+    """None: instances are restarted without a gate."""
     warmup: bool = False
     healthy_after: int = 2
     stable_for: float = 1.0
     healthy_timeout: float = 300.0
-    drain_timeout: float = 30.0
     min_available: Share = Share(0)
 
 
@@ -46,7 +57,16 @@ class InstanceFacts(Struct, frozen=True, kw_only=True):
     warm: bool = False
     """The warm-up requests have been sent to this very process."""
     gate_closed: bool = False
-    in_flight: int | None = None
+    lease_left: float = 0.0
+    """Seconds until its gate opens by itself."""
+    connections: Connections | None = None
+    """Counted while its gate is closed, and while clients come back."""
+    quiet: int = 0
+    """Counts in a row, since its gate was closed, that found no connection at all."""
+    opened_at: float | None = None
+    """When this engine opened its gate after a restart; None when it did not."""
+    traffic_back: bool = False
+    """Clients have used it for a second and more since then."""
 
 
 class Setback(Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from deployd_core.config import ServiceSetup
 from deployd_core.coordination import Snapshot
 from deployd_core.model import FleetView, PermitView
-from deployd_core.observation import InstanceFacts, Observation, Rules, Setback, Staging
+from deployd_core.observation import Drain, InstanceFacts, Observation, Rules, Setback, Staging
 from deployd_core.releases import Disk
 
 
@@ -68,12 +68,25 @@ def rules_of(setup: ServiceSetup) -> Rules:
     table = setup.spec.instances
     probe = setup.probe_options
     return Rules(
-        gate=setup.gate is not None,
+        drain=_drain_of(setup),
         warmup=bool(table.warmup),
         healthy_after=probe.healthy_after,
         stable_for=float(probe.stable_for),
         healthy_timeout=float(table.healthy_timeout),
         min_available=table.min_available,
+    )
+
+
+def _drain_of(setup: ServiceSetup) -> Drain | None:
+    options = setup.drain
+    if options is None:
+        return None
+    return Drain(
+        settle=float(options.settle),
+        timeout=float(options.drain_timeout),
+        at_deadline=options.at_deadline,
+        traffic_timeout=float(options.traffic_timeout),
+        lease=float(options.lease),
     )
 
 

@@ -16,6 +16,7 @@ from deployd_core import warmup
 from deployd_core.acts import (
     Act,
     CloseGate,
+    CloseIdle,
     Fetch,
     Flip,
     InstanceAct,
@@ -29,7 +30,7 @@ from deployd_core.acts import (
     Unpack,
     WarmUp,
 )
-from deployd_core.api import BuildCall, Gate, GateCall, InstanceCall, StepCall
+from deployd_core.api import BuildCall, DrainOptions, Gate, GateCall, InstanceCall, StepCall
 from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.clock import Clock
 from deployd_core.config import ServiceSetup, step_timeout
@@ -53,6 +54,8 @@ class Scene(Struct, frozen=True, kw_only=True):
     host: str
     zone: str
     address: str
+    owner: str
+    """Names this agent in the gates that it closes."""
     root: Path
     snapshot: Snapshot
     setup: ServiceSetup
@@ -127,7 +130,8 @@ class Performer:
         """Do it.
 
         Returns:
-            The digest for `Resolve`; a `Permit`, `Denied` or `Veto` for `TakePermit`; nothing else matters.
+            The digest for `Resolve`; a `Permit`, `Denied` or `Veto` for `TakePermit`; the end of the lease for `CloseGate`; nothing else
+            matters.
 
         Raises:
             DeploydError: It could not be done.
@@ -192,7 +196,7 @@ class Performer:
         self._store.prune(keep=table.keep_releases, keep_bytes=table.keep_bytes, protect=scene.running | {build.id})
         self._coordination.release_permit(scene.snapshot, scene.converged_status)
 
-    def _touch(self, act: InstanceAct, scene: Scene) -> None:
+    def _touch(self, act: InstanceAct, scene: Scene) -> Any:
         table = scene.setup.spec.instances
         call = scene.instance_call(act.instance, table.restart_timeout)
         match act:
@@ -208,11 +212,20 @@ class Performer:
             case WarmUp():
                 warmup.send(call, table.warmup)
             case CloseGate():
-                until = self._clock.time() + table.healthy_timeout + table.restart_timeout
-                closing = GateCall(**{name: getattr(call, name) for name in call.__struct_fields__}, until=until, owner=scene.host)
-                _gate(scene).call(f"closing {act.instance}", lambda gate: gate.close(closing))
+                return self._close_gate(act, call, scene)
+            case CloseIdle():
+                return _gate(scene).call(f"closing idle connections of {act.instance}", lambda gate: gate.close_idle(call))
             case OpenGate():
                 _gate(scene).call(f"opening {act.instance}", lambda gate: gate.open(call))
+        return None
+
+    def _close_gate(self, act: CloseGate, call: InstanceCall, scene: Scene) -> float:
+        drain = scene.setup.drain or DrainOptions()
+        until = self._clock.time() + drain.lease
+        fields = {name: getattr(call, name) for name in call.__struct_fields__}
+        closing = GateCall(**fields, until=until, owner=scene.owner, hold=drain.hold)
+        _gate(scene).call(f"closing {act.instance}", lambda gate: gate.close(closing))
+        return until
 
 
 def _pinned(scene: Scene) -> Build:

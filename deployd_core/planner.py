@@ -8,7 +8,7 @@ The life of a deploy on a host::
 
     resolve → fetch → unpack → steps        staging: disturbs nothing, needs no permit
     → permit → flip                         only when staged, only while ZooKeeper answers
-    → the cycle of each instance            close gate → drained → restart → healthy → warm up → open gate → stable
+    → the cycle of each instance            close gate → drained → restart → healthy → warm up → open gate → clients are back
     → settle                                mark the release good, give the permit back, tidy up
 """
 
@@ -215,8 +215,8 @@ def _decide(
     """A decision; outside the cycle it also opens every gate that was left closed."""
     if views is None:
         views = cycle.views(seen)
-    if step is not HostStep.RESTARTING and step is not HostStep.FAILED:
-        acts += tuple(act for view in views if view.gate_closed for act in _if_ready(seen, OpenGate(instance=view.name)))
+    if step is not HostStep.RESTARTING:
+        acts += _gates_outside_the_cycle(seen, step)
     return Decision(
         step=step,
         acts=acts,
@@ -226,6 +226,17 @@ def _decide(
         instances=views,
         plan=plan,
     )
+
+
+def _gates_outside_the_cycle(seen: Observation, step: HostStep) -> tuple[Act, ...]:
+    """Open what was left closed, except on a failed host: there an instance that cannot serve stays closed, and others take over."""
+    acts: tuple[Act, ...] = ()
+    for facts in seen.instances:
+        if facts.gate_closed and (step is not HostStep.FAILED or facts.health is Health.HEALTHY):
+            acts += _if_ready(seen, OpenGate(instance=facts.name))
+        else:
+            acts += cycle.renewal(facts, seen)
+    return acts
 
 
 def _if_ready(seen: Observation, act: Act) -> tuple[Act, ...]:

@@ -14,11 +14,14 @@ import msgspec
 from msgspec import Struct
 
 from deployd_core import processes
-from deployd_core.api import Gate, InstanceCall, Manager, Probe, Status, Verdict
+from deployd_core.api import Connections, Gate, InstanceCall, Manager, Probe, Status, Verdict
 from deployd_core.boundary import Bound
 from deployd_core.errors import DeploydError
 from deployd_core.model import Flip, Health, Instance, ProcessId, State
 from deployd_core.observation import InstanceFacts
+
+_STEADY_COUNTS, _STEADY_SECONDS = 5, 1.0
+"""Clients are back when at least so many counts, over at least so many seconds, found some."""
 
 
 class Sighting(Struct, frozen=True, kw_only=True):
@@ -30,8 +33,9 @@ class Sighting(Struct, frozen=True, kw_only=True):
     evidence: str = ""
     """Why it is said to serve that build, or none."""
     verdict: Verdict
-    gate_closed: bool = False
-    in_flight: int | None = None
+    closed_until: float | None = None
+    """When its closed gate opens by itself, in seconds since the epoch; None when the gate is open."""
+    connections: Connections | None = None
 
 
 class Lookout(Struct, frozen=True, kw_only=True):
@@ -42,8 +46,15 @@ class Lookout(Struct, frozen=True, kw_only=True):
     gate: Bound[Gate[Any]] | None
     probe_timeout: float
 
-    def look(self, call: InstanceCall, root: Path, flips: Sequence[Flip]) -> Sighting:
-        """Look once. Whatever goes wrong is what was seen: it never raises what a plugin raised."""
+    def look(self, call: InstanceCall, root: Path, flips: Sequence[Flip], *, returning: bool = False) -> Sighting:
+        """Look once. What a manager or a probe raises is what was seen; what a gate raises is raised.
+
+        Args:
+            call: The instance.
+            root: The directory of its service.
+            flips: When `current` was pointed where.
+            returning: Its gate was opened a moment ago: its clients are counted.
+        """
         try:
             status = self.manager.call(f"asking for {call.instance.name}", lambda manager: manager.state(call))
         except DeploydError as error:
@@ -53,7 +64,8 @@ class Lookout(Struct, frozen=True, kw_only=True):
             pid = processes.listener(call.instance.port)
         running = processes.inspect(pid, root, flips) if pid is not None else None
         if running is None:
-            return Sighting(state=status.state, verdict=Verdict.unhealthy(_words(status)))
+            down = Sighting(state=status.state, verdict=Verdict.unhealthy(_words(status)))
+            return self._look_at_gate(call, down, returning=returning)
         sighting = Sighting(
             state=status.state,
             process=running.process,
@@ -61,7 +73,7 @@ class Lookout(Struct, frozen=True, kw_only=True):
             evidence=running.why,
             verdict=self._check(call, status),
         )
-        return self._look_at_gate(call, sighting)
+        return self._look_at_gate(call, sighting, returning=returning)
 
     def _check(self, call: InstanceCall, status: Status) -> Verdict:
         if self.probe is None:
@@ -72,14 +84,15 @@ class Lookout(Struct, frozen=True, kw_only=True):
         except DeploydError as error:
             return Verdict.unknown(error.message)
 
-    def _look_at_gate(self, call: InstanceCall, sighting: Sighting) -> Sighting:
+    def _look_at_gate(self, call: InstanceCall, sighting: Sighting, *, returning: bool) -> Sighting:
         if self.gate is None:
             return sighting
         closed = self.gate.call("listing closed gates", lambda gate: gate.closed(call))
-        if all(found.instance != call.instance.name for found in closed):
-            return sighting
-        in_flight = self.gate.call("counting connections", lambda gate: gate.in_flight(call))
-        return msgspec.structs.replace(sighting, gate_closed=True, in_flight=in_flight)
+        until = next((found.until for found in closed if found.instance == call.instance.name), None)
+        counted = None
+        if until is not None or returning:
+            counted = self.gate.call(f"counting the connections of {call.instance.name}", lambda gate: gate.connections(call))
+        return msgspec.structs.replace(sighting, closed_until=until, connections=counted)
 
 
 class Watch:
@@ -96,6 +109,10 @@ class Watch:
         self._healthy_since: float | None = None
         self._warmed: ProcessId | None = None
         self._not_before = 0.0
+        self._quiet = 0
+        self._traffic: list[float] = []
+        self.opened_at: float | None = None
+        """When its gate was opened after a restart, while its clients come back."""
 
     def saw(self, sighting: Sighting, *, started: float, ended: float) -> None:
         """Take a look that was begun at `started`; one begun before the last act shows the past and is dropped."""
@@ -111,7 +128,38 @@ class Watch:
             self._healthy_since = ended if self._healthy_since is None else self._healthy_since
         else:
             self._streak, self._healthy_since = 0, None
+        self._count(sighting, ended)
         self._sighting = sighting
+
+    def _count(self, sighting: Sighting, now: float) -> None:
+        """Follow its connections: none at all for a while means drained, some for a second means that clients are back."""
+        found = sighting.connections
+        nothing = found is not None and found.busy == 0 and found.idle == 0
+        self._quiet = self._quiet + 1 if nothing and sighting.closed_until is not None else 0
+        if self.opened_at is not None and found is not None and found.recent:
+            self._traffic.append(now)
+
+    @property
+    def _traffic_back(self) -> bool:
+        # One request may be a balancer's cautious try: only steady use says that it trusts the instance again.
+        seen = self._traffic
+        return len(seen) >= _STEADY_COUNTS and seen[-1] - seen[0] >= _STEADY_SECONDS
+
+    def gate_opened(self, now: float) -> None:
+        """Its gate was opened after a restart: from now on clients are waited for."""
+        self.touched(now)
+        if self.ordered:
+            self.opened_at, self._traffic = now, []
+
+    def gate_closed(self, now: float, until: float) -> None:
+        """Its gate was closed, or its lease moved: counts that were begun before say nothing."""
+        self._not_before = self.next_look = now
+        if self._sighting is not None:
+            self._sighting = msgspec.structs.replace(self._sighting, closed_until=until, connections=None)
+
+    def idle_closed(self, now: float) -> None:
+        """Connections were closed: counts that were begun before still hold them."""
+        self._not_before = self.next_look = now
 
     def touched(self, now: float) -> None:
         """Something was done to the instance: what was seen before no longer counts."""
@@ -126,6 +174,7 @@ class Watch:
     def forget_orders(self) -> None:
         """Another build is wanted: what was ordered for the last one says nothing."""
         self.ordered = False
+        self.opened_at = None
         self._warmed = None
 
     @property
@@ -138,9 +187,15 @@ class Watch:
         """Since when every look found it healthy."""
         return self._healthy_since
 
-    def facts(self) -> InstanceFacts:
-        """What the planner is told."""
-        known = InstanceFacts(name=self.instance.name, port=self.instance.port, ordered=self.ordered)
+    def facts(self, wall: float) -> InstanceFacts:
+        """What the planner is told; `wall` is the time now, in seconds since the epoch."""
+        known = InstanceFacts(
+            name=self.instance.name,
+            port=self.instance.port,
+            ordered=self.ordered,
+            opened_at=self.opened_at,
+            traffic_back=self._traffic_back,
+        )
         seen = self._sighting
         if seen is None:
             return known
@@ -156,8 +211,10 @@ class Watch:
             reason=seen.verdict.reason,
             evidence=seen.evidence,
             warm=seen.process is not None and seen.process == self._warmed,
-            gate_closed=seen.gate_closed,
-            in_flight=seen.in_flight,
+            gate_closed=seen.closed_until is not None,
+            lease_left=max(0.0, seen.closed_until - wall) if seen.closed_until is not None else 0.0,
+            connections=seen.connections,
+            quiet=self._quiet,
         )
 
 

@@ -1,0 +1,1 @@
+"""Gates that ship with deployd."""
