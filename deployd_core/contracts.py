@@ -291,6 +291,34 @@ class Gate(Plugin[OptionsT]):
         """Close connections that have been idle for so long that no request can be on its way into them; how many were closed."""
         return 0
 
+    def explain(self, call: HostCall) -> str:  # noqa: ARG002 - for those that choose
+        """Say in a line or two how traffic is turned off on this host, and why so: for ``deployd doctor``. Empty: nothing to say.
+
+        Raises:
+            ConfigError: The gate cannot work on this host; the message says what is missing.
+        """
+        return ""
+
+    def closed_everywhere(self) -> tuple[ClosedGate, ...]:
+        """Say which instances of *any* service are closed on this host, those included whose lease has run out but left a trace.
+
+        For ``deployd drains list``. A gate that cannot tell without a service returns nothing.
+        """
+        return ()
+
+    def clear(
+        self,
+        service: str | None = None,  # noqa: ARG002 - for those that can
+        instance: str | None = None,  # noqa: ARG002
+        *,
+        expired_only: bool = False,  # noqa: ARG002
+    ) -> tuple[ClosedGate, ...]:
+        """Open what is closed, whoever closed it: of one service or instance, or everything; returns what was opened.
+
+        With `expired_only` just what leases that have run out left behind. For ``deployd drains clear`` and ``reap``.
+        """
+        return ()
+
 
 class BuildCall(Struct, frozen=True, kw_only=True):
     """What a source is told: which build of which service."""
