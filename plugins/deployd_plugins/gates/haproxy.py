@@ -12,7 +12,6 @@ from deployd_core.api import (
     ClosedGate,
     ConfigError,
     Connections,
-    DeploydError,
     Gate,
     GateCall,
     HostCall,
@@ -78,65 +77,64 @@ class HaproxyGate(Gate[HaproxyOptions]):
                 f"the haproxy gate cannot hold back the clients of {call.instance.name}",
                 hint="set hold = false and run two instances, or use the iptables gate",
             )
-        label, address, server = _label_path(call), self._socket(call), self._server(call)
-        found = _read_label(label)
-        state = _admin_states(_ask(address, f"show servers state {_backend(server)}")).get(server)
+        path, haproxy, server = _lease_path(call), self._haproxy(call), self._server(call)
+        state = haproxy.states(server).get(server)
         if state is None:
-            raise _no_server(address, server)
-        before = found.before if found and state & _CLOSED else _name_of(state)
+            raise haproxy.unknown(server)
         lease = _Lease(
             service=call.service,
             instance=call.instance.name,
             owner=call.owner,
             until=call.until,
-            socket=address,
+            socket=haproxy.address,
             server=server,
-            before=before,
+            before=_name_of(state),
         )
-        _write_label(label, lease)
-        _set_state(address, server, "drain")
+        found = _read_lease(path)
+        if found is not None and state & _CLOSED:
+            lease = msgspec.structs.replace(lease, before=found.before)
+        _write_lease(path, lease)
+        haproxy.set_state(server, "drain")
 
     def open(self, call: InstanceCall) -> None:
         """Give the server back in the state it was found in; one that we have not closed is left alone."""
-        label = _label_path(call)
-        lease = _read_label(label)
+        path = _lease_path(call)
+        lease = _read_lease(path)
         if lease is None:
             return
-        answer = _ask(lease.socket, f"set server {lease.server} state {lease.before}")
-        if answer and not answer.startswith("No such"):  # a server that is gone needs no opening
-            raise _refusal(lease.socket, lease.server, answer)
-        label.unlink(missing_ok=True)
+        haproxy = _Haproxy(lease.socket, call.timeout)
+        if haproxy.states(lease.server).get(lease.server) is not None:  # a server that is gone needs no opening
+            haproxy.set_state(lease.server, lease.before)
+        path.unlink(missing_ok=True)
 
     def closed(self, call: HostCall) -> tuple[ClosedGate, ...]:
         """The leases on file whose servers HAProxy really keeps closed."""
         import time
 
         found = []
-        answers: dict[tuple[str, str], str] = {}
-        for path in sorted(_labels(call).glob("*.json")):
-            lease = _read_label(path)
+        states: dict[str, dict[str, int]] = {}
+        for path in sorted(_leases(call).glob("*.json")):
+            lease = _read_lease(path)
             if lease is None:
                 continue
-            backend = _backend(lease.server)
-            if (lease.socket, backend) not in answers:
-                answers[lease.socket, backend] = _ask(lease.socket, f"show servers state {backend}")
-            if (_admin_states(answers[lease.socket, backend]).get(lease.server) or 0) & _CLOSED:
+            where = f"{lease.socket} {_backend(lease.server)}"
+            if where not in states:
+                states[where] = _Haproxy(lease.socket, call.timeout).states(lease.server)
+            if states[where].get(lease.server, 0) & _CLOSED:
                 found.append(ClosedGate(service=lease.service, instance=lease.instance, owner=lease.owner, until=lease.until))
-            elif lease.until < time.time():  # left by a crash between opening and removing; a later drain by hand is not ours
+            elif lease.until < time.time():
+                # Left by a crash between opening and removing. Were it kept, a later drain by hand would pass for ours.
                 path.unlink(missing_ok=True)
         return tuple(found)
 
     def connections(self, call: InstanceCall) -> Connections:
         """What HAProxy counts: requests under way, and new ones in the last second. What it pools is its own business."""
-        address, server = self._socket(call), self._server(call)
-        stat = _stat(_ask(address, f"show stat {_backend(server)} 4 -1"), server)
-        if stat is None:
-            raise _no_server(address, server)
+        stat = self._haproxy(call).stat(self._server(call))
         busy = int(stat["scur"] or 0) + int(stat["qcur"] or 0)
         return Connections(busy=busy, recent=max(busy, int(stat["rate"] or 0)))
 
-    def _socket(self, call: InstanceCall) -> str:
-        return call.expand(self.options.socket)
+    def _haproxy(self, call: InstanceCall) -> _Haproxy:
+        return _Haproxy(call.expand(self.options.socket), call.timeout)
 
     def _server(self, call: InstanceCall) -> str:
         server = call.expand(self.options.server)
@@ -160,15 +158,15 @@ class _Lease(msgspec.Struct, frozen=True, kw_only=True):
     """The state to give the server back in: ready, drain or maint."""
 
 
-def _labels(call: HostCall) -> Path:
+def _leases(call: HostCall) -> Path:
     return call.root / ".deployd" / "gates" / "haproxy"
 
 
-def _label_path(call: InstanceCall) -> Path:
-    return _labels(call) / f"{call.instance.name}.json"
+def _lease_path(call: InstanceCall) -> Path:
+    return _leases(call) / f"{call.instance.name}.json"
 
 
-def _read_label(path: Path) -> _Lease | None:
+def _read_lease(path: Path) -> _Lease | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=_Lease)
     except FileNotFoundError:
@@ -179,7 +177,7 @@ def _read_label(path: Path) -> _Lease | None:
         ) from error
 
 
-def _write_label(path: Path, lease: _Lease) -> None:
+def _write_lease(path: Path, lease: _Lease) -> None:
     """Whole or not at all, and on the disk before HAProxy hears of it: a drained server that nobody knows of would stay so."""
     import os
 
@@ -195,6 +193,101 @@ def _write_label(path: Path, lease: _Lease) -> None:
         raise Unavailable(f"cannot write {path}: {error.strerror}") from error
 
 
+class _Haproxy:
+    """The runtime API. It has no error codes: a command that was carried out is answered by nothing, any other by words."""
+
+    def __init__(self, address: str, timeout: float) -> None:
+        self.address = address
+        self._timeout = min(_TIMEOUT, timeout)
+
+    def states(self, server: str) -> dict[str, int]:
+        """The bits of srv_admin_state of the server and of all in its backend; empty when there is no such backend.
+
+        The status of `show stat` would not do: a server that is drained and down is DOWN there.
+        """
+        answer = self._ask(f"show servers state {_backend(server)}")
+        if answer.startswith("Can't find"):
+            return {}
+        version, _, table = answer.partition("\n")
+        if version.strip() != "1" or not table.startswith("# "):
+            raise self._strange(answer)
+        heading, *rows = table[2:].splitlines()
+        servers = [dict(zip(heading.split(), row.split(), strict=False)) for row in rows]
+        return {f"{row['be_name']}/{row['srv_name']}": int(row["srv_admin_state"]) for row in servers if "srv_admin_state" in row}
+
+    def stat(self, server: str) -> dict[str, str]:
+        """The row of a server in `show stat`.
+
+        Raises:
+            ConfigError: There is no such server.
+        """
+        import csv
+
+        answer = self._ask(f"show stat {_backend(server)} 4 -1")
+        if answer.startswith("No such"):
+            raise self.unknown(server)
+        if not answer.startswith("# "):
+            raise self._strange(answer)
+        for row in csv.DictReader(answer[2:].splitlines()):
+            if f"{row['pxname']}/{row['svname']}" == server:
+                return row
+        raise self.unknown(server)
+
+    def set_state(self, server: str, state: str) -> None:
+        """Have a server be ``ready``, ``drain`` or ``maint``."""
+        answer = self._ask(f"set server {server} state {state}")
+        if answer.startswith("No such"):
+            raise self.unknown(server)
+        if answer.startswith("Permission denied"):
+            raise ConfigError(f"HAProxy's socket {self.address} may only look", hint="add `level admin` to its `stats socket`")
+        if answer:
+            raise self._strange(answer)
+
+    def unknown(self, server: str) -> ConfigError:
+        """The error for a server that is not there."""
+        return ConfigError(
+            f"HAProxy at {self.address} has no server {server}", hint="compare `server` of the gate with `show servers state`"
+        )
+
+    def _strange(self, answer: str) -> Unavailable:
+        return Unavailable(f"{self.address} does not answer as HAProxy does: {answer[:200]!r}")
+
+    def _ask(self, command: str) -> str:
+        """One command on a connection of its own, which HAProxy closes after its answer."""
+        try:
+            with self._connect() as connection:
+                connection.sendall(f"{command}\n".encode())
+                answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        except PermissionError as error:
+            raise ConfigError(
+                f"HAProxy's socket {self.address} may not be used: {error.strerror}",
+                hint="run the agent as root, or give it user and mode",
+            ) from error
+        except TimeoutError as error:
+            raise Unavailable(f"HAProxy at {self.address} did not answer in {self._timeout:g} s") from error
+        except (OSError, ValueError) as error:
+            raise Unavailable(
+                f"HAProxy at {self.address} does not answer: {getattr(error, 'strerror', None) or error}",
+                hint="is HAProxy running, with `stats socket … level admin` in its `global`?",
+            ) from error
+        return answer.decode(errors="replace").strip()
+
+    def _connect(self) -> socket.socket:
+        import socket
+
+        if not self.address.startswith("/"):
+            host, _, port = self.address.rpartition(":")
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=self._timeout)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(self._timeout)
+            connection.connect(self.address)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+
 def _backend(server: str) -> str:
     return server.partition("/")[0]
 
@@ -203,89 +296,6 @@ def _name_of(state: int) -> str:
     if state & _FORCED_MAINT:
         return "maint"
     return "drain" if state & _FORCED_DRAIN else "ready"
-
-
-def _set_state(address: str, server: str, state: str) -> None:
-    answer = _ask(address, f"set server {server} state {state}")
-    if answer:
-        raise _refusal(address, server, answer)
-
-
-def _admin_states(answer: str) -> dict[str, int]:
-    """The bits of srv_admin_state by server. The status of `show stat` would not do: drained and down is DOWN there."""
-    if answer.startswith("Can't find"):
-        return {}
-    version, _, table = answer.partition("\n")
-    if version.strip() != "1" or not table.startswith("# "):
-        raise Unavailable(f"HAProxy does not answer `show servers state` as it should: {answer[:200]!r}")
-    heading, *rows = table[2:].splitlines()
-    columns = heading.split()
-    servers = [dict(zip(columns, row.split(), strict=False)) for row in rows]
-    return {f"{row['be_name']}/{row['srv_name']}": int(row["srv_admin_state"]) for row in servers if "srv_admin_state" in row}
-
-
-def _stat(answer: str, server: str) -> dict[str, str] | None:
-    """The row of a server in the CSV of `show stat`; None when there is none."""
-    import csv
-
-    if answer.startswith("No such"):
-        return None
-    if not answer.startswith("# "):
-        raise Unavailable(f"HAProxy does not answer `show stat` as it should: {answer[:200]!r}")
-    rows = csv.DictReader(answer[2:].splitlines())
-    return next((row for row in rows if f"{row['pxname']}/{row['svname']}" == server), None)
-
-
-def _no_server(address: str, server: str) -> ConfigError:
-    return ConfigError(
-        f"HAProxy at {address} has no server {server}", hint="compare `server` of the gate with `show servers state`"
-    )
-
-
-def _refusal(address: str, server: str, answer: str) -> DeploydError:
-    """HAProxy has no error codes: what it answers to a command that it has carried out is nothing, and words otherwise."""
-    if answer.startswith(("No such", "Require")):
-        return _no_server(address, server)
-    if answer.startswith("Permission denied"):
-        return ConfigError(f"HAProxy's socket {address} may only look", hint="add `level admin` to its `stats socket`")
-    return Unavailable(f"HAProxy at {address} refused to change {server}: {answer[:200]}")
-
-
-def _ask(address: str, command: str) -> str:
-    """One command on a connection of its own, which HAProxy closes after its answer."""
-    try:
-        with _connect(address) as connection:
-            connection.sendall(f"{command}\n".encode())
-            answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    except PermissionError as error:
-        raise ConfigError(
-            f"HAProxy's socket {address} may not be used: {error.strerror}",
-            hint="run the agent as root, or give it user and mode",
-        ) from error
-    except TimeoutError as error:
-        raise Unavailable(f"HAProxy at {address} did not answer in {_TIMEOUT:g} s") from error
-    except (OSError, ValueError) as error:
-        raise Unavailable(
-            f"HAProxy at {address} does not answer: {getattr(error, 'strerror', None) or error}",
-            hint="is HAProxy running, with `stats socket … level admin` in its `global`?",
-        ) from error
-    return answer.decode(errors="replace").strip()
-
-
-def _connect(address: str) -> socket.socket:
-    import socket
-
-    if not address.startswith("/"):
-        host, _, port = address.rpartition(":")
-        return socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT)
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(_TIMEOUT)
-        connection.connect(address)
-    except OSError:
-        connection.close()
-        raise
-    return connection
 
 
 @hookimpl
