@@ -250,6 +250,13 @@ class Haproxy(Balancer):
             self.socket = self._socket_directory / "haproxy.sock"
         super().start()
 
+    def _listens(self) -> bool:
+        # Its socket gets its name a moment after it has begun to take clients.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self.socket))
+            return super()._listens()
+        return False
+
     def stop(self) -> None:
         """End it."""
         super().stop()

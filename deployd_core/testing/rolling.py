@@ -248,7 +248,7 @@ class _Rig:
         gate = self._scenario.gate
         table = f'{{ use = "{gate}" }}' if "=" not in gate else gate
         if gate == "haproxy" and isinstance(self._balancer, Haproxy):
-            table = f'{{ use = "haproxy", socket = "{self._balancer.socket}" }}'
+            table = f'{{ use = "haproxy", socket = "{self._balancer.socket}", leases = "{self._directory}/leases" }}'
         text = SPEC.format(
             directory=self._directory,
             instances=self._scenario.instances,

@@ -33,6 +33,7 @@ class Site:
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "web"
+        self.leases = directory / "leases"
         self.ports = [free_port(), free_port()]
         self.processes: list[subprocess.Popen[bytes]] = []
         for name in ("releases/v1", "shared"):
@@ -40,7 +41,7 @@ class Site:
         (self.root / "releases" / "v1" / "VERSION").write_text("v1")
         servers = [f"127.0.0.1:{port}" for port in self.ports]
         self.haproxy = Haproxy(directory / "haproxy", servers, listen=f"127.0.0.1:{free_port()}")
-        self.gate = HaproxyGate(HaproxyOptions(socket=str(self.haproxy.socket)))
+        self.gate = HaproxyGate(HaproxyOptions(socket=str(self.haproxy.socket), leases=str(self.leases)))
 
     def start(self) -> None:
         for port in self.ports:
@@ -175,13 +176,49 @@ def test_silence_is_not_recent(site: Site) -> None:
 def test_another_process_finds_and_opens_what_a_dead_one_has_closed(site: Site) -> None:
     """Nothing is kept in the process: a gate object made afterwards, even under another spec, lists and opens it."""
     site.gate.close(site.closing(seconds=-1))
-    other = HaproxyGate(HaproxyOptions(socket="/nonexistent", server="gone/{port}"))
+    other = HaproxyGate(HaproxyOptions(socket="/nonexistent", server="gone/{port}", leases=str(site.leases)))
 
     [closed] = other.closed(site.call())
     assert closed.until < time.time()
     other.open(site.call())
 
     assert site.state() == 0
+
+
+def test_all_leases_are_listed_and_cleared_with_no_spec_at_hand(site: Site) -> None:
+    """`deployd drains` finds every lease by the directory alone, opens those that have run out, or those of an instance, or all."""
+    other = HaproxyGate(HaproxyOptions(leases=str(site.leases)))
+    site.gate.close(site.closing(0, seconds=-1))
+    site.gate.close(site.closing(1))
+    names = [f"web@{port}" for port in site.ports]
+    assert set(names) == {closed.instance for closed in other.closed_everywhere()}
+
+    assert [names[0]] == [closed.instance for closed in other.clear(expired_only=True)]
+    assert (0, 8) == (site.state(0), site.state(1))
+    assert () == other.clear("web", names[0])
+    assert () == other.clear("api")
+    assert [names[1]] == [closed.instance for closed in other.clear("web")]
+    assert (0, 0) == (site.state(0), site.state(1))
+    assert () == other.closed_everywhere()
+
+
+def test_haproxy_that_is_gone_does_not_keep_others_closed(site: Site) -> None:
+    """Clearing opens what it can, and then says which HAProxy did not answer."""
+    site.gate.close(site.closing(0))
+    [lease] = site.leases.glob("*.json")
+    (site.leases / "a.json").write_bytes(lease.read_bytes().replace(str(site.haproxy.socket).encode(), b"/nonexistent.sock"))
+
+    with pytest.raises(Unavailable, match=r"/nonexistent\.sock"):
+        site.gate.clear()
+    assert site.state() == 0
+
+
+def test_doctor_is_told_the_version_and_the_weakness(site: Site) -> None:
+    """The gate says which HAProxy it speaks to, and that leases there do not end by themselves."""
+    told = site.gate.explain(site.call())
+
+    assert str(site.haproxy.socket) in told
+    assert "leases do not end by themselves" in told
 
 
 def test_drain_by_a_person_is_not_ours_and_stays(site: Site) -> None:
@@ -233,7 +270,7 @@ def test_lease_left_by_a_crash_is_not_held_against_a_later_drain(site: Site) -> 
 def test_server_that_has_gone_needs_no_opening(site: Site) -> None:
     """A backend that was renamed while a gate was closed is no longer closed, and opening it is done."""
     site.gate.close(site.closing())
-    [lease] = (site.root / ".deployd" / "gates" / "haproxy").glob("*.json")
+    [lease] = site.leases.glob("*.json")
     lease.write_bytes(lease.read_bytes().replace(b'"web/web-', b'"old/web-'))
 
     assert () == site.gate.closed(site.call())
@@ -244,7 +281,7 @@ def test_server_that_has_gone_needs_no_opening(site: Site) -> None:
 @pytest.mark.parametrize("server", ["web/nobody", "nowhere/web-{port}"])
 def test_unknown_server_is_named(site: Site, server: str) -> None:
     """HAProxy answers in words, not codes; they become an error that names the server, for every question."""
-    gate = HaproxyGate(HaproxyOptions(socket=str(site.haproxy.socket), server=server))
+    gate = HaproxyGate(HaproxyOptions(socket=str(site.haproxy.socket), server=server, leases=str(site.leases)))
     with pytest.raises(ConfigError, match="has no server") as caught:
         gate.close(site.closing())
     assert "show servers state" in caught.value.hint
@@ -266,6 +303,8 @@ def test_socket_that_may_only_look_is_told(site: Site) -> None:
                 site.gate.close(site.closing())
             assert "level admin" in caught.value.hint
             assert () == site.gate.closed(site.call())
+            with pytest.raises(ConfigError, match="may only look"):
+                site.gate.explain(site.call())
         finally:
             process.terminate()
 
@@ -312,7 +351,8 @@ def test_runtime_api_over_tcp(site: Site) -> None:
     with subprocess.Popen(site.haproxy.command(path)) as process:
         try:
             wait_for_port(port)
-            HaproxyGate(HaproxyOptions(socket=f"127.0.0.1:{port}")).close(site.closing())
+            wait_for_port(int(site.haproxy.listen.rpartition(":")[2]))
+            HaproxyGate(HaproxyOptions(socket=f"127.0.0.1:{port}", leases=str(site.leases))).close(site.closing())
             assert site.state() == 8
         finally:
             process.terminate()
@@ -328,7 +368,7 @@ def test_holding_back_is_refused(site: Site) -> None:
 def test_broken_lease_is_told_by_its_path(site: Site) -> None:
     """A file that is no lease stops with its path, rather than leaving a server drained in silence."""
     site.gate.close(site.closing())
-    [lease] = (site.root / ".deployd" / "gates" / "haproxy").glob("*.json")
+    [lease] = site.leases.glob("*.json")
     lease.write_text("{")
     with pytest.raises(ConfigError, match=str(lease)):
         site.gate.closed(site.call())

@@ -15,6 +15,7 @@ from deployd_core.api import (
     Gate,
     GateCall,
     HostCall,
+    Instance,
     InstanceCall,
     Meta,
     Options,
@@ -31,9 +32,9 @@ _SOCKET_PATH_BYTES = 107
 _TIMEOUT = 5.0
 """Longest to wait for an answer; HAProxy gives one within a millisecond."""
 
-# Bits of srv_admin_state in `show servers state`. What the configuration or another server imposes cannot be lifted from here.
+# Bits of srv_admin_state in `show servers state`: by hand or by us, then all of them, with what other servers and DNS impose.
 _FORCED_MAINT, _FORCED_DRAIN = 0x01, 0x08
-_CLOSED = 0x01 | 0x02 | 0x04 | 0x08 | 0x10 | 0x20
+_CLOSED = 0x3F
 
 
 class HaproxyOptions(Options, frozen=True, kw_only=True):
@@ -46,6 +47,9 @@ class HaproxyOptions(Options, frozen=True, kw_only=True):
         str,
         Meta(description="backend/server that is the instance; HAProxy permits no @ in these names, so use {port}"),
     ] = "{service}/{service}-{port}"
+    leases: Annotated[
+        str, Meta(description="directory for the leases of closed gates; `deployd drains` knows this one unless it is told another")
+    ] = "/var/lib/deployd/gates/haproxy"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -60,10 +64,10 @@ class HaproxyGate(Gate[HaproxyOptions]):
 
     The right gate wherever HAProxy pools connections to its servers: it knows which are in use, and stops using them at once.
 
-    HAProxy keeps neither comments nor leases. So what a lease says lies in a file under ``{root}/.deployd/gates/haproxy``, written
-    before the server is drained; whether it *is* drained is always asked of HAProxy. Its weakness: HAProxy does not open by itself.
-    With no agent alive an instance stays drained past its lease until the agent starts again or ``deployd drains reap`` runs, for
-    which a timer ships. A reload of HAProxy opens every gate, unless it loads its servers' state from a file.
+    HAProxy keeps neither comments nor leases. So what a lease says lies in a file, written before the server is drained; whether
+    it *is* drained is always asked of HAProxy. Its weakness: HAProxy does not open by itself. With no agent alive an instance stays
+    drained past its lease until the agent starts again or ``deployd drains reap`` runs, for which a timer ships. A reload of
+    HAProxy opens every gate, unless it loads its servers' state from a file.
 
     A server that a person has drained or put into maintenance is given back in that state.
     """
@@ -77,11 +81,12 @@ class HaproxyGate(Gate[HaproxyOptions]):
                 f"the haproxy gate cannot hold back the clients of {call.instance.name}",
                 hint="set hold = false and run two instances, or use the iptables gate",
             )
-        path, haproxy, server = _lease_path(call), self._haproxy(call), self._server(call)
+        path, haproxy, server = self._path(call), self._haproxy(call), self._server(call)
         state = haproxy.states(server).get(server)
         if state is None:
             raise haproxy.unknown(server)
         lease = _Lease(
+            host=call.host,
             service=call.service,
             instance=call.instance.name,
             owner=call.owner,
@@ -98,40 +103,67 @@ class HaproxyGate(Gate[HaproxyOptions]):
 
     def open(self, call: InstanceCall) -> None:
         """Give the server back in the state it was found in; one that we have not closed is left alone."""
-        path = _lease_path(call)
+        path = self._path(call)
         lease = _read_lease(path)
-        if lease is None:
-            return
-        haproxy = _Haproxy(lease.socket, call.timeout)
-        if haproxy.states(lease.server).get(lease.server) is not None:  # a server that is gone needs no opening
-            haproxy.set_state(lease.server, lease.before)
-        path.unlink(missing_ok=True)
+        if lease is not None:
+            _give_back(path, lease, call.timeout)
 
     def closed(self, call: HostCall) -> tuple[ClosedGate, ...]:
         """The leases on file whose servers HAProxy really keeps closed."""
+        mine = [(path, lease) for path, lease in self._leases() if (lease.host, lease.service) == (call.host, call.service)]
+        return tuple(lease.gate for lease in _really_closed(mine, call.timeout))
+
+    def closed_everywhere(self) -> tuple[ClosedGate, ...]:
+        """The same of every service, by the leases in this directory."""
+        return tuple(lease.gate for lease in _really_closed(self._leases(), _TIMEOUT))
+
+    def clear(
+        self, service: str | None = None, instance: str | None = None, *, expired_only: bool = False
+    ) -> tuple[ClosedGate, ...]:
+        """Give back what is closed; a HAProxy that does not answer keeps none of the others from being opened.
+
+        Raises:
+            Unavailable: One of them does not answer; the rest is open.
+        """
         import time
 
-        found = []
-        states: dict[str, dict[str, int]] = {}
-        for path in sorted(_leases(call).glob("*.json")):
-            lease = _read_lease(path)
-            if lease is None:
+        opened: list[ClosedGate] = []
+        problem: Unavailable | None = None
+        for path, lease in self._leases():
+            meant = service in (None, lease.service) and instance in (None, lease.instance)
+            if not meant or (expired_only and lease.until > time.time()):
                 continue
-            where = f"{lease.socket} {_backend(lease.server)}"
-            if where not in states:
-                states[where] = _Haproxy(lease.socket, call.timeout).states(lease.server)
-            if states[where].get(lease.server, 0) & _CLOSED:
-                found.append(ClosedGate(service=lease.service, instance=lease.instance, owner=lease.owner, until=lease.until))
-            elif lease.until < time.time():
-                # Left by a crash between opening and removing. Were it kept, a later drain by hand would pass for ours.
-                path.unlink(missing_ok=True)
-        return tuple(found)
+            try:
+                opened += [lease.gate] if _really_closed([(path, lease)], _TIMEOUT) else []
+                _give_back(path, lease, _TIMEOUT)
+            except Unavailable as error:
+                problem = error
+        if problem is not None:
+            raise problem
+        return tuple(opened)
+
+    def explain(self, call: HostCall) -> str:
+        """Whether the runtime API is there, and what this gate cannot do."""
+        fields = {name: getattr(call, name) for name in HostCall.__struct_fields__}
+        haproxy = self._haproxy(InstanceCall(**fields, instance=Instance(service=call.service, name=call.service)))
+        version = haproxy.check_level()
+        return (
+            f"HAProxy {version} at {haproxy.address} drains its servers itself; leases do not end by themselves, but when an agent "
+            "or `deployd drains reap` sees to it"
+        )
 
     def connections(self, call: InstanceCall) -> Connections:
         """What HAProxy counts: requests under way, and new ones in the last second. What it pools is its own business."""
         stat = self._haproxy(call).stat(self._server(call))
         busy = int(stat["scur"] or 0) + int(stat["qcur"] or 0)
         return Connections(busy=busy, recent=max(busy, int(stat["rate"] or 0)))
+
+    def _path(self, call: InstanceCall) -> Path:
+        return Path(self.options.leases) / f"{call.host}:{call.service}:{call.instance.name}.json"
+
+    def _leases(self) -> list[tuple[Path, _Lease]]:
+        found = [(path, _read_lease(path)) for path in sorted(Path(self.options.leases).glob("*.json"))]
+        return [(path, lease) for path, lease in found if lease is not None]
 
     def _haproxy(self, call: InstanceCall) -> _Haproxy:
         return _Haproxy(call.expand(self.options.socket), call.timeout)
@@ -148,6 +180,7 @@ class HaproxyGate(Gate[HaproxyOptions]):
 class _Lease(msgspec.Struct, frozen=True, kw_only=True):
     """What stands in the file of a closed gate: enough to open it with no spec at hand."""
 
+    host: str
     service: str
     instance: str
     owner: str
@@ -157,13 +190,36 @@ class _Lease(msgspec.Struct, frozen=True, kw_only=True):
     before: str
     """The state to give the server back in: ready, drain or maint."""
 
+    @property
+    def gate(self) -> ClosedGate:
+        """What the contract wants to know of it."""
+        return ClosedGate(service=self.service, instance=self.instance, owner=self.owner, until=self.until)
 
-def _leases(call: HostCall) -> Path:
-    return call.root / ".deployd" / "gates" / "haproxy"
+
+def _really_closed(leases: list[tuple[Path, _Lease]], timeout: float) -> list[_Lease]:
+    """Those whose servers HAProxy keeps closed."""
+    import time
+
+    found = []
+    states: dict[str, dict[str, int]] = {}
+    for path, lease in leases:
+        where = f"{lease.socket} {_backend(lease.server)}"
+        if where not in states:
+            states[where] = _Haproxy(lease.socket, timeout).states(lease.server)
+        if states[where].get(lease.server, 0) & _CLOSED:
+            found.append(lease)
+        elif lease.until < time.time():
+            # Left by a crash between opening and removing. Were it kept, a later drain by hand would pass for ours.
+            path.unlink(missing_ok=True)
+    return found
 
 
-def _lease_path(call: InstanceCall) -> Path:
-    return _leases(call) / f"{call.instance.name}.json"
+def _give_back(path: Path, lease: _Lease, timeout: float) -> None:
+    """Give a server back in the state it was found in, then forget the lease; one that is gone needs no opening."""
+    haproxy = _Haproxy(lease.socket, timeout)
+    if lease.server in haproxy.states(lease.server):
+        haproxy.set_state(lease.server, lease.before)
+    path.unlink(missing_ok=True)
 
 
 def _read_lease(path: Path) -> _Lease | None:
@@ -239,15 +295,31 @@ class _Haproxy:
         if answer.startswith("No such"):
             raise self.unknown(server)
         if answer.startswith("Permission denied"):
-            raise ConfigError(f"HAProxy's socket {self.address} may only look", hint="add `level admin` to its `stats socket`")
+            raise self._powerless()
         if answer:
             raise self._strange(answer)
+
+    def check_level(self) -> str:
+        """The version of HAProxy.
+
+        Raises:
+            ConfigError: This socket may not change anything.
+        """
+        if "admin" not in self._ask("show cli level"):
+            raise self._powerless()
+        info = dict(line.split(": ", 1) for line in self._ask("show info").splitlines() if ": " in line)
+        if "Version" not in info:
+            raise self._strange(str(info))
+        return info["Version"]
 
     def unknown(self, server: str) -> ConfigError:
         """The error for a server that is not there."""
         return ConfigError(
             f"HAProxy at {self.address} has no server {server}", hint="compare `server` of the gate with `show servers state`"
         )
+
+    def _powerless(self) -> ConfigError:
+        return ConfigError(f"HAProxy's socket {self.address} may only look", hint="add `level admin` to its `stats socket`")
 
     def _strange(self, answer: str) -> Unavailable:
         return Unavailable(f"{self.address} does not answer as HAProxy does: {answer[:200]!r}")
