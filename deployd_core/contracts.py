@@ -299,6 +299,10 @@ class Gate(Plugin[OptionsT]):
         """
         return ""
 
+    def preview(self, call: GateCall) -> tuple[str, ...]:  # noqa: ARG002 - for those that can
+        """Say what closing would do, in the words of the tool a person would use for it; touches nothing."""
+        return ()
+
     def closed_everywhere(self) -> tuple[ClosedGate, ...]:
         """Say which instances of *any* service are closed on this host, those included whose lease has run out but left a trace.
 

@@ -1,0 +1,276 @@
+"""Connections of an instance, asked of the kernel itself: sock_diag over netlink. Not a gate itself.
+
+Port, state and mark are filtered in the kernel, for both families; `tcp_info` tells a connection on which a request is under way
+from one that a client merely keeps. This is what ``ss -tin`` does, without a process to start and text to parse.
+
+`tcp_info` counts time in ticks of some milliseconds. When the last data of a client and our last answer fall into one tick, their
+order is lost: a new request may have come right behind the answer. An acknowledgement that came later, alone, proves that the
+answer was last; without one, the connection counts as busy until it has been silent for five times as long.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from deployd_core.api import ConfigError, Connections, Unavailable
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
+_BYTECODE, _MARK_CONDITION = 1, 10
+_INFO = 2
+
+_ESTABLISHED, _SYN_RECV, _FIN_WAIT1, _FIN_WAIT2, _TIME_WAIT, _CLOSE_WAIT, _LAST_ACK, _LISTEN, _CLOSING, _NEW_SYN_RECV = (
+    *(1, 3, 4, 5, 6, 8, 9),
+    *(10, 11, 12),
+)
+_SERVING = (_ESTABLISHED, _SYN_RECV, _NEW_SYN_RECV, _CLOSE_WAIT)
+_ENDING = (_FIN_WAIT1, _FIN_WAIT2, _LAST_ACK, _CLOSING)
+
+_HEADER = struct.Struct("=IHHII")
+_REQUEST_V2 = struct.Struct("=BBBxI48s")
+_ID = struct.Struct("!HH16s16s12x")
+# nlmsghdr (length, type), inet_diag_msg: state, id, expires, rqueue, wqueue
+_MESSAGE = struct.Struct("=IH10x xBxx48sIII8x")
+_ATTRIBUTE = struct.Struct("=HH")
+# tcp_info: unacked, last_data_sent, last_data_recv, last_ack_recv (ms ago), bytes_received, data_segs_out
+_TCP_INFO = struct.Struct("=24xI16xI4xII68xQ20xI")
+
+_MAPPED = bytes(10) + b"\xff\xff"
+_BUFFER = 1 << 18
+_RECENT_MS = 1000
+_TIME_WAIT_MS = 60_000
+"""How long the kernel keeps a connection that we have closed; a constant of Linux."""
+_MOST_ENDED = 2000
+"""How many connections in TIME_WAIT are looked at: a busy instance has tens of thousands of them."""
+_UNSURE = 5
+
+
+class Peer(NamedTuple):
+    """Who is at the other end, IPv4 addresses mapped into IPv6."""
+
+    address: bytes
+    port: int
+
+
+class Connection(NamedTuple):
+    """One connection as the kernel sees it; times are in milliseconds ago."""
+
+    family: int
+    identity: bytes
+    state: int
+    queued: int
+    """Bytes that the instance has not read, or its client not acknowledged."""
+    expires: int
+    sent: int
+    received: int
+    acknowledged: int
+    bytes_received: int
+    answers: int
+    """Segments with data that were sent."""
+
+    @property
+    def silent(self) -> int:
+        """How long nothing has been said on it."""
+        return min(self.sent, self.received)
+
+    def idle(self, idle_after: int) -> bool:
+        """Whether it is proven that no request is under way."""
+        if self.state != _ESTABLISHED or self.queued:
+            return False
+        if not self.bytes_received:
+            return True
+        if not self.answers or self.sent > self.received:
+            return False
+        return self.sent < self.received or self.acknowledged < self.received or self.silent >= _UNSURE * idle_after
+
+
+class Query(NamedTuple):
+    """Whose connections are meant."""
+
+    port: int
+    address: str = ""
+    """The instance's own; empty: any."""
+    passing_source: str = ""
+    """Connections from here are the probe's own, and left out."""
+    passing_mark: int = 0
+    """The same for local sockets of this mark."""
+    idle_after: int = 1000
+
+
+def count(query: Query) -> Connections:
+    """Count the connections of clients.
+
+    Raises:
+        ConfigError: The kernel cannot be asked.
+        Unavailable: It did not answer.
+    """
+    busy = idle = recent = 0
+    for connection in _of_clients(query, (*_SERVING, *_ENDING)):
+        if connection.bytes_received and connection.silent < _RECENT_MS:
+            recent += 1
+        if connection.state in _ENDING:
+            continue
+        if connection.idle(query.idle_after):
+            idle += 1
+        else:
+            busy += 1
+    return Connections(busy=busy, idle=idle, recent=recent or _ended_just_now(query))
+
+
+def close_idle(query: Query) -> int | None:
+    """Close connections that have been idle for `query.idle_after`; how many, or None when this kernel cannot.
+
+    Raises:
+        ConfigError: The kernel cannot be asked, or not by this user.
+    """
+    closed = 0
+    for connection in list(_of_clients(query, (_ESTABLISHED,))):
+        if connection.silent < query.idle_after or not connection.idle(query.idle_after):
+            continue
+        try:
+            _destroy(connection)
+        except FileNotFoundError:
+            continue  # it has gone by itself
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return None
+            raise _refusal(error) from error
+        closed += 1
+    return closed
+
+
+def listens(port: int) -> bool:
+    """Whether anything listens on a port."""
+    return any(True for family in _families() for _ in _dump(family, (_LISTEN,), source=port))
+
+
+def _of_clients(query: Query, states: Sequence[int]) -> Iterator[Connection]:
+    ours = _mapped(query.passing_source) if query.passing_source else None
+    at = _mapped(query.address) if query.address else None
+    marked = _marked_peers(query)
+    for family in _families():
+        for connection in _dump(family, states, source=query.port):
+            _, port, local, remote = _ID.unpack(connection.identity)
+            if family == socket.AF_INET:
+                local, remote = _MAPPED + local[:4], _MAPPED + remote[:4]
+            if remote == ours or (at is not None and local != at) or (marked and Peer(remote, port) in marked):
+                continue
+            yield connection
+
+
+def _ended_just_now(query: Query) -> int:
+    """Connections that the instance closed within the last second: without keep-alive a look rarely meets one that is open."""
+    for number, connection in enumerate(_of_clients(query, (_TIME_WAIT,))):
+        if connection.expires > _TIME_WAIT_MS - _RECENT_MS:
+            return 1
+        if number >= _MOST_ENDED:
+            break
+    return 0
+
+
+def _marked_peers(query: Query) -> set[Peer]:
+    """The local ends of connections to the instance that carry the mark: a mark stays with the socket that connects."""
+    if not query.passing_mark:
+        return set()
+    code = struct.pack("=BBHII", _MARK_CONDITION, 12, 16, query.passing_mark, 0xFFFFFFFF)
+    found = set()
+    for family in _families():
+        for connection in _dump(family, (*_SERVING, *_ENDING), target=query.port, code=code):
+            port, _, local, _ = _ID.unpack(connection.identity)
+            found.add(Peer(_MAPPED + local[:4] if family == socket.AF_INET else local, port))
+    return found
+
+
+def _families() -> tuple[int, ...]:
+    return (socket.AF_INET, socket.AF_INET6) if os.path.exists("/proc/net/tcp6") else (socket.AF_INET,)  # noqa: PTH110
+
+
+def _mapped(address: str) -> bytes:
+    packed = ipaddress.ip_address(address).packed
+    return packed if len(packed) == 16 else _MAPPED + packed
+
+
+def _dump(family: int, states: Sequence[int], *, source: int = 0, target: int = 0, code: bytes = b"") -> Iterator[Connection]:
+    """Every connection of one family in one of the states, with these ports."""
+    wanted = sum(1 << state for state in states)
+    body = _REQUEST_V2.pack(family, socket.IPPROTO_TCP, 1 << (_INFO - 1), wanted, struct.pack("!HH", source, target))
+    if code:
+        body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(code), _BYTECODE) + code
+    buffer = bytearray(_BUFFER)
+    try:
+        with _asked(_SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, body) as netlink:
+            more = True
+            while more:
+                length = netlink.recv_into(buffer)
+                offset = 0
+                while offset < length:
+                    size, kind, *_ = _HEADER.unpack_from(buffer, offset)
+                    if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                        _check(kind, buffer, offset)
+                        more = False
+                        break
+                    yield _connection(family, buffer, offset, size)
+                    offset += size + 3 & ~3
+    except OSError as error:
+        raise _refusal(error) from error
+
+
+def _connection(family: int, buffer: bytearray, offset: int, size: int) -> Connection:
+    _, _, state, identity, expires, unread, unacknowledged = _MESSAGE.unpack_from(buffer, offset)
+    at, end = offset + _MESSAGE.size, offset + size
+    while at < end:
+        length, kind = _ATTRIBUTE.unpack_from(buffer, at)
+        if kind == _INFO and length >= _TCP_INFO.size:
+            unacked, sent, received, acknowledged, amount, answers = _TCP_INFO.unpack_from(buffer, at + _ATTRIBUTE.size)
+            queued = unread + unacknowledged + unacked
+            return Connection(family, identity, state, queued, expires, sent, received, acknowledged, amount, answers)
+        at += max(length, _ATTRIBUTE.size) + 3 & ~3
+    return Connection(family, identity, state, unread + unacknowledged, expires, 0, 0, 0, 0, 0)
+
+
+def _destroy(connection: Connection) -> None:
+    """Have the kernel reset it: both ends are told at once.
+
+    Raises:
+        OSError: It could not.
+    """
+    body = _REQUEST_V2.pack(connection.family, socket.IPPROTO_TCP, 0, 1 << connection.state, connection.identity)
+    with _asked(_SOCK_DESTROY, _REQUEST | _ACK, body) as netlink:
+        _check(_NLMSG_ERROR, bytearray(netlink.recv(4096)), 0)
+
+
+def _asked(kind: int, flags: int, body: bytes) -> socket.socket:
+    """A netlink socket with a question on its way."""
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+    try:
+        netlink.settimeout(5.0)
+        netlink.sendto(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body, (0, 0))
+    except OSError:
+        netlink.close()
+        raise
+    return netlink
+
+
+def _check(kind: int, buffer: bytearray, offset: int) -> None:
+    """Raise what the kernel says has gone wrong."""
+    code = struct.unpack_from("=i", buffer, offset + _HEADER.size)[0] if kind == _NLMSG_ERROR else 0
+    if code:
+        raise OSError(-code, os.strerror(-code))
+
+
+def _refusal(error: OSError) -> ConfigError | Unavailable:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return ConfigError("only root may look at the marks of connections, and close them", hint="run the agent as root")
+    if error.errno in (errno.ENOENT, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
+        return ConfigError(
+            "this kernel cannot be asked for connections (tcp_diag)", hint="modprobe tcp_diag, or a kernel with CONFIG_INET_DIAG"
+        )
+    return Unavailable(f"the kernel did not say which connections there are: {error}")
