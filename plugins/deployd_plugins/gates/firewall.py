@@ -76,8 +76,20 @@ class FirewallGate(Gate[OptionsT]):
         )
 
     def _address(self, call: HostCall) -> str:
-        """The one address whose traffic is meant, or empty."""
-        return self.options.address.replace("{address}", call.address)
+        """The one address whose traffic is meant, or empty.
+
+        Raises:
+            ConfigError: It is none.
+        """
+        import ipaddress
+
+        address = self.options.address.replace("{address}", call.address)
+        try:
+            return str(ipaddress.ip_address(address)) if address else ""
+        except ValueError as error:
+            raise ConfigError(
+                f"the gate's address {address!r} is no IP address", hint="set `address` of agent.toml to one"
+            ) from error
 
     def _families(self, address: str) -> tuple[int, ...]:
         """Which families are to be closed; IPv6 first: where it cannot be, nothing is closed by half."""

@@ -190,6 +190,39 @@ class IptablesGate(FirewallGate[IptablesOptions]):
         )
 
 
+def usable() -> str:
+    """Why the legacy tables cannot be used on this host; empty when they can. Looks, and loads nothing."""
+    try:
+        _import()
+        list(_loaded_tables())
+    except ConfigError as error:
+        return error.message
+    if not _LOADED[IPV4].exists():
+        return "this kernel has no legacy tables of iptables, or has not loaded them: modprobe iptable_filter"
+    return ""
+
+
+def in_use() -> bool:
+    """Whether somebody else has rules in the legacy tables."""
+    from deployd_plugins.gates import xtables
+
+    for family, table in _loaded_tables():
+        with _libiptc(family) as iptc:
+            if xtables.Table(iptc, family, table).has_others():
+                return True
+    return False
+
+
+def command() -> str:
+    """What the host's command `iptables` works on: ``legacy``, ``nft``, or nothing when there is none."""
+    import shutil
+
+    found = shutil.which("iptables", path="/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin")
+    if found is None:
+        return ""
+    return "nft" if "nft" in Path(found).resolve().name else "legacy"
+
+
 class _Unusable(ConfigError):
     """The kernel or the libraries lack what a rule is made of."""
 

@@ -65,6 +65,11 @@ def parse(comment: str) -> ClosedGate | None:
     return ClosedGate(service=service, instance=instance, owner=owner, until=float(end))
 
 
+def comment_of(lease: ClosedGate) -> str:
+    """The comment that `parse` reads as this lease."""
+    return f"{PREFIX}{lease.service}:{lease.instance}:{lease.owner}:{int(lease.until)}"
+
+
 def expired(lease: ClosedGate, now: float) -> bool:
     """Whether the rule lets traffic pass again."""
     return lease.until <= now

@@ -23,6 +23,7 @@ CHAIN = "deployd"
 PROGRAMS = {IPV4: "iptables", IPV6: "ip6tables"}
 
 _JUMPS = {"filter": ("INPUT",), "nat": ("PREROUTING", "OUTPUT")}
+_PORTS_GIVEN = 2
 _SYN = ("FIN,SYN,RST,ACK", "SYN")
 
 Chosen = Callable[[ClosedGate], bool]
@@ -80,11 +81,10 @@ class Rule(NamedTuple):
         rule.create_match("mark").mark = f"!{self.mark:#x}"
         rule.create_match("time").datestop = self.last_second
         rule.create_match("comment").comment = self.comment
+        if self.mode == "redirect":
+            return _redirected(rule, self.family, self.unused_port)
         if self.mode == "hold":
             rule.create_target("DROP")
-        elif self.mode == "redirect":
-            _load_redirect(iptc, rule)
-            rule.create_target("REDIRECT").to_ports = str(self.unused_port)
         else:
             rule.create_target("REJECT").reject_with = "tcp-reset"
         return rule.rule
@@ -161,6 +161,17 @@ class Table:
             return not any(drop(found.lease) for found in rules)
         return [found.jump for found in rules if found.lease == leases.parse(rule.comment)] == [1]
 
+    def has_others(self) -> bool:
+        """Whether there is a chain or a rule that is not ours."""
+        for chain in self._table.chains:
+            if chain.name == CHAIN:
+                continue
+            if not self._table.builtin_chain(chain.name):
+                return True
+            if any(self._table.get_target(entry) != CHAIN.encode() for entry in self._entries(chain.name)):
+                return True
+        return False
+
     def _entries(self, chain: str) -> Iterator[Any]:
         entry = self._table.first_rule(chain)
         while entry:
@@ -205,15 +216,23 @@ def _syn_rule(iptc: Any, family: int, **options: str) -> Any:
     return rule
 
 
-def _load_redirect(iptc: Any, rule: Any) -> None:
-    """Have libxtables know REDIRECT in the family of a rule.
+def _redirected(rule: Any, family: int, port: int) -> Any:
+    """The entry of a rule, with REDIRECT for its target.
 
-    Its library is called NAT and registers its targets for the family alone that is in use when it is first loaded; looking for a
-    target of the library's own name, which there is not, has iptc register them for this family too.
+    Not by iptc: the library of REDIRECT registers its targets for the family alone that is in use when it is loaded, and ends the
+    process when it is told to register them again.
     """
-    library = iptc.xtables.xtables(rule.nfproto)
-    if not library.find_target("REDIRECT"):
-        library.find_target("NAT")
+    rule.create_target("DROP")
+    plain = bytes(rule.rule)[: rule.entry.target_offset]
+    ports = struct.pack("!HH", port, port)
+    if family == IPV4:  # nf_nat_ipv4_multi_range_compat
+        data = struct.pack("=II8x", 1, _PORTS_GIVEN) + ports + bytes(4)
+    else:  # nf_nat_range
+        data = struct.pack("=I32x", _PORTS_GIVEN) + ports
+    target = struct.pack("=H29sB", 32 + len(data), b"REDIRECT", 0) + data
+    entry = (ctypes.c_ubyte * (len(plain) + len(target))).from_buffer_copy(plain + target)
+    type(rule.entry).from_buffer(entry).next_offset = len(entry)
+    return entry
 
 
 def _comment(matches: bytes) -> str:
