@@ -31,7 +31,7 @@ from deployd_core.logs import set_up_logging
 from deployd_core.model import Event
 from deployd_core.notify import Notifier
 from deployd_core.plugins import Plugins, PluginState
-from deployd_core.processes import process_id
+from deployd_core.processes import owner_here
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
 from deployd_core.zookeeper.session import Session
 
@@ -108,7 +108,7 @@ class Agent:
             host=self._config.host,
             zone=self._config.zone,
             address=self._config.address,
-            owner=_owner(self._config.host),
+            owner=owner_here(self._config.host),
             version=__version__,
         )
         for service in self._config.services:
@@ -238,12 +238,6 @@ def _only_agent(directory: Path, host: str) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def _owner(host: str) -> str:
-    """Names this very process, so that what it leaves behind can be told from what another one holds."""
-    me = process_id(os.getpid())
-    return f"{host}/{os.getpid()}/{me.started if me else 0:.2f}"
 
 
 def _machine_id() -> str:

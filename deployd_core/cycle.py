@@ -12,12 +12,13 @@ holds the rules: never below the floor, never an instance that is right already,
 
 from __future__ import annotations
 
+import msgspec
 from msgspec import Struct
 
-from deployd_core.acts import Act, CloseGate, CloseIdle, OpenGate, Restart, WarmUp
+from deployd_core.acts import Act, CloseGate, CloseIdle, InstanceAct, OpenGate, Restart, WarmUp
 from deployd_core.contracts import AtDeadline
 from deployd_core.model import Health, InstanceView, Phase, Plan, State
-from deployd_core.observation import InstanceFacts, Observation, Rules, Setback
+from deployd_core.observation import Drain, InstanceFacts, Observation, Rules, Setback
 
 _QUIET = 3
 """Counts in a row that find nothing, before an instance is taken for drained: one may fall between two requests."""
@@ -67,12 +68,15 @@ def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
     if not facts.running and seen.good and seen.current == seen.build and not seen.permit.held:
         # The deploy is over, and somebody has stopped it or it has died: that is its manager's business, not ours.
         return Phase.WARMING
-    return Phase.DRAINING if facts.gate_closed else Phase.STALE
+    # One that is being closed is not available any more: another must not be let in beside it.
+    closing = CloseGate(instance=facts.name).key in seen.busy
+    return Phase.DRAINING if facts.gate_closed or closing else Phase.STALE
 
 
-def waiting(shown: tuple[InstanceView, ...]) -> frozenset[str]:
-    """The waits of the instances, for `Decision.waits`."""
-    return frozenset(_wait_key(view.phase, view.name) for view in shown if view.phase is not Phase.READY)
+def waiting(shown: tuple[InstanceView, ...], *, draining: bool) -> frozenset[str]:
+    """The waits of the instances, for `Decision.waits`; without `draining`, closed gates are about to be opened and no drain goes on."""
+    apart = (Phase.READY,) if draining else (Phase.READY, Phase.DRAINING)
+    return frozenset(_wait_key(view.phase, view.name) for view in shown if view.phase not in apart)
 
 
 def impossible(wish: Plan, rules: Rules, count: int) -> str:
@@ -93,25 +97,45 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
     deadlines: list[float] = []
     for facts, view in zip(seen.instances, shown, strict=True):
         if not view.phase.in_cycle:
+            failures += _not_let_in(facts, view, seen)
             continue
         act = _next_move(facts, view, seen, wish)
         setback = seen.setbacks.get(act.key) if act else None
-        deadline = _deadline(facts, view, seen.rules)
         failure = _failure(facts, view, seen, setback)
         if failure:
             failures.append(failure)
-        elif act is not None and seen.ready(act.key):
+        elif act is not None and _may(act, seen):
             acts.append(act)
-        acts += renewal(facts, seen)
-        deadlines.append(deadline)
+        if not isinstance(act, CloseGate | OpenGate):
+            acts += renewal(facts, seen)
+        deadlines.append(_deadline(facts, view, seen.rules))
         reasons.append(_waiting_for(facts, view, seen, setback))
+    waits = _drain_waits(seen, shown)
     if failures:
-        return Moves(acts=tuple(act for act in acts if not isinstance(act, Restart)), failure="; ".join(failures))
+        return Moves(acts=leftovers(seen), failure="; ".join(failures), waits=waits)
     entering, held_back = _enter(seen, shown, wish) if seen.connected else ([], "ZooKeeper does not answer")
-    acts += [entry for name in entering if seen.ready((entry := _entry(name, wish, seen.rules)).key)]
-    if acts or reasons:
-        return Moves(acts=tuple(acts), reason="; ".join(reasons), deadline=min(deadlines, default=None))
-    return _stalled(seen, held_back or wish.why)
+    acts += [entry for name in entering if _may(entry := _entry(name, wish, seen.rules), seen)]
+    if reasons:
+        return Moves(acts=tuple(acts), reason="; ".join(reasons), deadline=min(deadlines), waits=waits)
+    return _stalled(seen, tuple(acts), held_back or wish.why, waits)
+
+
+def leftovers(seen: Observation) -> tuple[Act, ...]:
+    """What becomes of closed gates when the cycle does not go on: whoever can serve is opened.
+
+    Whoever cannot stays closed while others serve; when nobody does, the lease runs out and clients may try their luck.
+    """
+    serving = any(facts.health is Health.HEALTHY and not facts.gate_closed for facts in seen.instances)
+    acts: tuple[Act, ...] = ()
+    for facts in seen.instances:
+        if not facts.gate_closed or facts.gate_held:
+            continue
+        if _healthy(facts, seen.rules):
+            act = OpenGate(instance=facts.name)
+            acts += (act,) if _may(act, seen) else ()
+        elif serving:
+            acts += renewal(facts, seen)
+    return acts
 
 
 def _steady(facts: InstanceFacts, seen: Observation) -> bool:
@@ -127,16 +151,22 @@ def _healthy(facts: InstanceFacts, rules: Rules) -> bool:
 def _clients_away(facts: InstanceFacts, seen: Observation) -> bool:
     """Whether there are clients to wait for: without any, at night, the wait ends with its deadline and is no failure."""
     drain = seen.rules.drain
-    if drain is None or facts.opened_at is None:
+    if drain is None or facts.opened_at is None or not seen.permit.held:
         return False
     return not facts.traffic_back and seen.now - facts.opened_at < drain.traffic_timeout
 
 
 def renewal(facts: InstanceFacts, seen: Observation) -> tuple[Act, ...]:
-    """Move the end of a lease before it runs out under us."""
+    """Move the end of a lease before it runs out under us, and take over one that another agent has left."""
     drain, act = seen.rules.drain, CloseGate(instance=facts.name)
-    due = drain is not None and facts.gate_closed and facts.lease_left < drain.lease / 2
-    return (act,) if due and seen.ready(act.key) else ()
+    due = drain is not None and facts.gate_closed and (facts.lease_left < drain.lease / 2 or not facts.gate_ours)
+    return (act,) if due and _may(act, seen) else ()
+
+
+def _may(act: InstanceAct, seen: Observation) -> bool:
+    """Whether an act may begin now; a gate is never closed and opened at once, since nobody could say which of them came last."""
+    other = {CloseGate: OpenGate, OpenGate: CloseGate}.get(type(act))
+    return seen.ready(act.key) and (other is None or other(instance=act.instance).key not in seen.busy)
 
 
 def _deadline(facts: InstanceFacts, view: InstanceView, rules: Rules) -> float:
@@ -145,11 +175,15 @@ def _deadline(facts: InstanceFacts, view: InstanceView, rules: Rules) -> float:
         return view.since + rules.healthy_timeout
     if view.phase is Phase.RETURNING:
         return (facts.opened_at or view.since) + drain.traffic_timeout
-    patience = rules.healthy_timeout if drain.at_deadline is AtDeadline.WAIT else 0.0
-    return view.since + drain.timeout + patience
+    return view.since + _drain_time(drain, rules)
 
 
-def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish: Plan) -> Act | None:
+def _drain_time(drain: Drain, rules: Rules) -> float:
+    """Seconds that a drain may take."""
+    return drain.timeout + (rules.healthy_timeout if drain.at_deadline is AtDeadline.WAIT else 0.0)
+
+
+def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish: Plan) -> InstanceAct | None:
     """The next act for an instance in the cycle; None while there is only waiting to do."""
     if view.phase is Phase.DRAINING:
         return _next_drain_move(facts, view, seen, wish)
@@ -157,15 +191,36 @@ def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish
         return None
     restart = Restart(instance=facts.name, action=wish.action)
     if facts.serves != seen.build and (restart.key in seen.setbacks or (not facts.running and facts.state is State.STOPPED)):
-        return restart
+        return _restart_again(facts, view, seen, restart)
     if not _healthy(facts, seen.rules):
-        return None
+        return _close_again(facts, seen)
     if seen.rules.warmup and not facts.warm:
         return WarmUp(instance=facts.name)
     return OpenGate(instance=facts.name) if facts.gate_closed else None
 
 
-def _next_drain_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish: Plan) -> Act | None:
+def _close_again(facts: InstanceFacts, seen: Observation) -> InstanceAct | None:
+    """Close a gate that somebody else has opened on an instance which cannot serve yet."""
+    act = CloseGate(instance=facts.name)
+    return act if facts.gate_lost and seen.rules.drain is not None and act.key not in seen.setbacks else None
+
+
+def _restart_again(facts: InstanceFacts, view: InstanceView, seen: Observation, restart: Restart) -> InstanceAct | None:
+    """Try a restart again that has failed or left nothing running; of a process that still serves behind its gate, and drained."""
+    drain = seen.rules.drain
+    if drain is None:
+        return restart
+    again = _close_again(facts, seen)
+    if again is not None or not facts.running or facts.quiet >= _QUIET:
+        return again or restart
+    if facts.connections is None:
+        return None
+    if drain.at_deadline is AtDeadline.PROCEED and seen.now >= view.since + drain.timeout:
+        return msgspec.structs.replace(restart, cut=facts.connections.busy)
+    return CloseIdle(instance=facts.name) if facts.connections.idle else None
+
+
+def _next_drain_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish: Plan) -> InstanceAct | None:
     """Restart once nothing is in flight; until then close what clients keep open and do not use.
 
     A pooled connection that is open is one that a request may be sent into at this very moment: it counts as in flight until it is
@@ -174,9 +229,11 @@ def _next_drain_move(facts: InstanceFacts, view: InstanceView, seen: Observation
     drain = seen.rules.drain
     if drain is None:
         return OpenGate(instance=facts.name)  # the spec has changed to a strategy without gates
-    if facts.connections is None:
+    if facts.gate_closed and not facts.gate_ours:
+        return CloseGate(instance=facts.name)  # left by an agent that died: taken over before anything else
+    if facts.connections is None or not facts.gate_closed:
         return None
-    settled = seen.now - view.since >= drain.settle
+    settled = seen.now - seen.waits.get(_closed_key(facts.name), seen.now) >= drain.settle
     if settled and facts.quiet >= _QUIET:
         return Restart(instance=facts.name, action=wish.action)
     if drain.at_deadline is AtDeadline.PROCEED and seen.now >= _deadline(facts, view, seen.rules):
@@ -185,19 +242,22 @@ def _next_drain_move(facts: InstanceFacts, view: InstanceView, seen: Observation
 
 
 def _waiting_for(facts: InstanceFacts, view: InstanceView, seen: Observation, setback: Setback | None) -> str:
-    if setback is not None:
-        return f"{facts.name}: {setback.reason}"
-    if view.phase is Phase.DRAINING:
-        return f"{facts.name}: {_in_flight(facts)}"
-    if view.phase is Phase.RETURNING:
-        return f"{facts.name}: open, until its clients are back"
-    if view.phase is Phase.RESTARTING:
-        return f"{facts.name}: restarting"
+    return f"{facts.name}: {setback.reason if setback else _state_of_wait(facts, view, seen)}"
+
+
+def _state_of_wait(facts: InstanceFacts, view: InstanceView, seen: Observation) -> str:
+    match view.phase:
+        case Phase.DRAINING:
+            return _in_flight(facts)
+        case Phase.RETURNING:
+            return "open, until its clients are back"
+        case Phase.RESTARTING:
+            return "restarting"
     if facts.running and facts.serves != seen.build:
-        return f"{facts.name}: {facts.evidence}"
+        return facts.evidence
     if facts.health is Health.HEALTHY:
-        return f"{facts.name}: healthy, until it is stable"
-    return f"{facts.name}: {facts.reason or 'not looked at yet'}"
+        return "healthy, until it is stable"
+    return facts.reason or "not looked at yet"
 
 
 def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setback: Setback | None) -> str:
@@ -212,54 +272,87 @@ def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setbac
         drain = seen.rules.drain
         if drain is None or (drain.at_deadline is AtDeadline.PROCEED and facts.connections is not None):
             return ""
-        return f"{facts.name} was not drained after {seen.now - view.since:g} s: {_in_flight(facts)}"
+        return f"{facts.name} was not drained after {_drain_time(drain, seen.rules):g} s: {_in_flight(facts)}"
     return f"{facts.name} was not healthy {seen.rules.healthy_timeout:g} s after its restart: {last}"
+
+
+def _not_let_in(facts: InstanceFacts, view: InstanceView, seen: Observation) -> tuple[str, ...]:
+    """Why a drain that has lost its gate has failed: the time for it goes on, so that closing it again and again has an end."""
+    drain, since = seen.rules.drain, seen.waits.get(_wait_key(Phase.DRAINING, facts.name))
+    if drain is None or since is None or view.phase is not Phase.STALE or seen.now < since + _drain_time(drain, seen.rules):
+        return ()
+    setback = seen.setbacks.get(CloseGate(instance=facts.name).key)
+    if setback is None and drain.at_deadline is AtDeadline.PROCEED and not facts.gate_problem:
+        return ()
+    why = setback.reason if setback else facts.gate_problem or "its gate did not stay closed"
+    return (f"{facts.name} was not drained after {_drain_time(drain, seen.rules):g} s: {why}",)
+
+
+def _drain_waits(seen: Observation, shown: tuple[InstanceView, ...]) -> frozenset[str]:
+    """The times of a drain that its phase alone does not hold: since when its gate is closed, and how long it has tried in all."""
+    closed = {_closed_key(facts.name) for facts in seen.instances if facts.gate_closed}
+    trying = {_wait_key(Phase.DRAINING, view.name) for view in shown if view.phase is Phase.STALE}
+    return frozenset(closed | (trying & seen.waits.keys()))
 
 
 def _enter(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> tuple[list[str], str]:
     """The stale instances that may enter the cycle now, and why others may not."""
     floor = _floor(wish, seen.rules, len(shown)) if len(shown) > 1 else 0
     by_name = {view.name: view for view in shown}
-    looked = {facts.name for facts in seen.instances if facts.looked}
-    available = sum(view.available for view in shown)
+    known = {facts.name: facts for facts in seen.instances}
+    available = {view.name for view in shown if view.available and not _clients_away(known[view.name], seen)}
     entering: list[str] = []
     held_back = ""
     for name in dict.fromkeys(wish.cycle):
         view = by_name.get(name)
         if view is None or view.phase is not Phase.STALE:
             continue
-        if name not in looked:
-            held_back = f"{name}: not looked at yet"
-        elif view.available and available - 1 < floor:
-            held_back = f"{name}: {available} of {len(shown)} instances are available and {floor} must stay so"
+        obstacle = _obstacle(known[name], seen)
+        if obstacle:
+            held_back = f"{name}: {obstacle}"
+        elif view.available and len(available - {name}) < floor:
+            held_back = f"{name}: {len(available)} of {len(shown)} instances are available and {floor} must stay so"
         else:
-            available -= view.available
+            available.discard(name)
             entering.append(name)
     return entering, held_back
 
 
-def _entry(name: str, wish: Plan, rules: Rules) -> Act:
+def _obstacle(facts: InstanceFacts, seen: Observation) -> str:
+    """Why an instance cannot enter the cycle, whatever the others do."""
+    if not facts.looked:
+        return "not looked at yet"
+    return facts.gate_problem if seen.rules.drain is not None else ""
+
+
+def _entry(name: str, wish: Plan, rules: Rules) -> InstanceAct:
     return CloseGate(instance=name) if rules.drain else Restart(instance=name, action=wish.action)
 
 
-def _stalled(seen: Observation, reason: str) -> Moves:
-    """Nothing is in the cycle and nothing may enter: a wait like any other, with an end."""
+def _stalled(seen: Observation, acts: tuple[Act, ...], reason: str, waits: frozenset[str]) -> Moves:
+    """Nothing is in the cycle yet: a wait like any other, with an end, however often somebody tries to enter."""
     if not seen.connected:
-        return Moves(reason=reason)
+        return Moves(reason=reason, waits=waits)
     deadline = seen.waits.get("stalled", seen.now) + seen.rules.healthy_timeout
-    waits = frozenset({"stalled"})
+    waits |= {"stalled"}
     if seen.now >= deadline:
         return Moves(failure=f"no instance could be restarted for {seen.rules.healthy_timeout:g} s: {reason}", waits=waits)
-    return Moves(reason=reason, deadline=deadline, waits=waits)
+    return Moves(acts=acts, reason=reason, deadline=deadline, waits=waits)
 
 
 def _in_flight(facts: InstanceFacts) -> str:
     found = facts.connections
+    if found is None and facts.gate_problem:
+        return facts.gate_problem
     return f"{found.busy} connections busy, {found.idle} kept open by clients" if found else "its connections were not counted yet"
 
 
 def _floor(wish: Plan, rules: Rules, count: int) -> int:
     return max(rules.min_available.at_least(count), wish.min_available.at_least(count))
+
+
+def _closed_key(name: str) -> str:
+    return f"closed:{name}"
 
 
 def _wait_key(phase: Phase, name: str) -> str:

@@ -15,6 +15,7 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -90,7 +91,7 @@ class Engine:
         self._store: ReleaseStore | None = None
         self._root = Path()
         self._disk: Disk | None = None
-        self._looking = Looking(self._tasks, observe_every=observe_every)
+        self._looking = Looking(self._tasks, observe_every=observe_every, owner=identity.owner)
         # What makes it patient.
         self._epoch = 0
         self._aim: tuple[object, ...] = ()
@@ -302,6 +303,8 @@ class Engine:
             self._progress = None
         if kind == "restart":
             self._looking.restarted(name, now)
+        elif error is None:
+            self._take_gate(kind, name, outcome.value, now)
         if outcome.epoch != self._epoch:
             return
         if error is not None:
@@ -314,16 +317,20 @@ class Engine:
                 self._digest = outcome.value
             case "warmup":
                 self._looking.warmed(name)
-            case "closegate":
-                self._looking.gate_closed(name, now, outcome.value)
-            case "opengate":
-                self._looking.gate_opened(name, now)
-            case "closeidle":
-                self._looking.idle_closed(name, now)
             case "takepermit":
                 self._take_answer(outcome, now)
             case "settle" | "recordfailure":
                 self._changed = True
+
+    def _take_gate(self, kind: str, name: str, value: Any, now: float) -> None:
+        """What was done to a gate is so, whichever build it was done for."""
+        match kind:
+            case "closegate":
+                self._looking.gate_closed(name, now, value)
+            case "opengate":
+                self._looking.gate_opened(name, now)
+            case "closeidle":
+                self._looking.idle_closed(name, now)
 
     def _take_answer(self, outcome: Outcome, now: float) -> None:
         """A permit shows in the next snapshot; a no is a setback that any change in ZooKeeper ends."""

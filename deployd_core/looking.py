@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from deployd_core.api import HostCall, InstanceCall, Strategy
+from deployd_core.api import ClosedGate, HostCall, InstanceCall, Strategy
 from deployd_core.config import ServiceSetup
 from deployd_core.model import Flip, Instance, InstanceView, Phase
 from deployd_core.observation import InstanceFacts
@@ -27,8 +27,9 @@ _FACTS_EVERY = 5.0
 class Looking:
     """The watches of one service, and when each is due."""
 
-    def __init__(self, tasks: Tasks, *, observe_every: float) -> None:
+    def __init__(self, tasks: Tasks, *, observe_every: float, owner: str) -> None:
         self._tasks = tasks
+        self._owner = owner
         self._observe_every = observe_every
         self._watches: dict[str, Watch] = {}
         self._lookout: Lookout | None = None
@@ -41,12 +42,14 @@ class Looking:
         self._watches = {instance.name: self._watches.get(instance.name) or Watch(instance) for instance in setup.instances}
         if setup.manager is not None:
             options = setup.probe_options
-            self._lookout = Lookout(manager=setup.manager, probe=setup.probe, gate=setup.gate, probe_timeout=float(options.timeout))
+            self._lookout = Lookout(
+                manager=setup.manager, probe=setup.probe, gate=setup.gate, probe_timeout=float(options.timeout), owner=self._owner
+            )
         self._facts = {} if type(setup.strategy.plugin).facts is Strategy.facts else None
 
     def facts(self, wall: float) -> list[InstanceFacts]:
         """What is known of each instance, in the order of the spec, at a moment in seconds since the epoch."""
-        return [watch.facts(wall) for watch in self._watches.values()]
+        return [watch.facts(wall, self._owner) for watch in self._watches.values()]
 
     @property
     def strategy_facts(self) -> dict[str, object] | None:
@@ -66,8 +69,7 @@ class Looking:
 
     def restarting(self, name: str, now: float) -> None:
         """An instance is about to be restarted: what was seen of it is over."""
-        self._watches[name].ordered = True
-        self._watches[name].touched(now)
+        self._watches[name].restarting(now)
 
     def restarted(self, name: str, now: float) -> None:
         """Its restart has ended, well or not: looks that were begun before show the past."""
@@ -79,10 +81,10 @@ class Looking:
         if name in self._watches:
             self._watches[name].warmed()
 
-    def gate_closed(self, name: str, now: float, until: float) -> None:
+    def gate_closed(self, name: str, now: float, closed: ClosedGate) -> None:
         """Its gate was closed, or the lease moved."""
         if name in self._watches:
-            self._watches[name].gate_closed(now, until)
+            self._watches[name].gate_closed(now, closed)
 
     def gate_opened(self, name: str, now: float) -> None:
         """Its gate was opened."""
@@ -123,10 +125,11 @@ class Looking:
             if now < watch.next_look or key in self._tasks.busy or view.phase is Phase.RESTARTING:
                 continue
             call = make_call(watch.instance, timeout)
-            watch.next_look = now + self._pace(decision.step, view, now - watch.changed_at)
+            returning = _returning(decision.step, view, watch)
+            watch.next_look = now + (_COUNTING if returning else self._pace(decision.step, view, now - watch.changed_at))
             self._tasks.start(
                 key,
-                lambda call=call, back=watch.opened_at is not None: lookout.look(call, call.root, flips, returning=back),  # type: ignore[misc]
+                lambda call=call, back=returning: lookout.look(call, call.root, flips, returning=back),  # type: ignore[misc]
                 timeout=timeout + _SPARE,
                 epoch=epoch,
             )
@@ -158,10 +161,17 @@ class Looking:
 
     def _pace(self, step: HostStep, view: InstanceView, quiet: float) -> float:
         """Seconds until the next look at an instance, after `quiet` seconds without a change."""
-        if view.phase in (Phase.DRAINING, Phase.RETURNING):
+        if view.phase is Phase.DRAINING:
             return _COUNTING
         if step in (HostStep.RESTARTING, HostStep.CHECKING) and view.phase.in_cycle:
             return min(_SLOWEST, max(_FASTEST, quiet / 10))
         if step in (HostStep.RESTARTING, HostStep.FAILED, HostStep.CHECKING, HostStep.FLIPPING):
             return _DURING_DEPLOY
         return min(_BEFORE_DEPLOY if step is HostStep.WAITING else self._observe_every, self._observe_every)
+
+
+def _returning(step: HostStep, view: InstanceView, watch: Watch) -> bool:
+    """Whether clients are waited for, so that they have to be counted."""
+    if step is not HostStep.RESTARTING or view.gate_closed or watch.opened_at is None:
+        return False
+    return view.phase is Phase.RETURNING or (view.phase in (Phase.STALE, Phase.WARMING) and not watch.traffic_back)

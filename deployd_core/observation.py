@@ -57,6 +57,14 @@ class InstanceFacts(Struct, frozen=True, kw_only=True):
     warm: bool = False
     """The warm-up requests have been sent to this very process."""
     gate_closed: bool = False
+    gate_ours: bool = True
+    """This very agent closed it. What a dead one left closed is taken over by closing it again."""
+    gate_held: bool = False
+    """Another process that lives closed it: a rehearsal, or a person. It is left alone until a deploy needs the instance."""
+    gate_lost: bool = False
+    """It was closed, and is open though this agent did not open it: its lease ran out, or somebody removed it."""
+    gate_problem: str = ""
+    """Why the gate could not be looked at."""
     lease_left: float = 0.0
     """Seconds until its gate opens by itself."""
     connections: Connections | None = None
@@ -64,7 +72,7 @@ class InstanceFacts(Struct, frozen=True, kw_only=True):
     quiet: int = 0
     """Counts in a row, since its gate was closed, that found no connection at all."""
     opened_at: float | None = None
-    """When this engine opened its gate after a restart; None when it did not."""
+    """When its gate was opened, or found open: from then on its clients are waited for."""
     traffic_back: bool = False
     """Clients have used it for a second and more since then."""
 

@@ -30,7 +30,7 @@ from deployd_core.acts import (
     Unpack,
     WarmUp,
 )
-from deployd_core.api import BuildCall, DrainOptions, Gate, GateCall, InstanceCall, StepCall
+from deployd_core.api import BuildCall, ClosedGate, DrainOptions, Gate, GateCall, InstanceCall, StepCall
 from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.clock import Clock
 from deployd_core.config import ServiceSetup, step_timeout
@@ -130,7 +130,7 @@ class Performer:
         """Do it.
 
         Returns:
-            The digest for `Resolve`; a `Permit`, `Denied` or `Veto` for `TakePermit`; the end of the lease for `CloseGate`; nothing else
+            The digest for `Resolve`; a `Permit`, `Denied` or `Veto` for `TakePermit`; a `ClosedGate` for `CloseGate`; nothing else
             matters.
 
         Raises:
@@ -219,13 +219,13 @@ class Performer:
                 _gate(scene).call(f"opening {act.instance}", lambda gate: gate.open(call))
         return None
 
-    def _close_gate(self, act: CloseGate, call: InstanceCall, scene: Scene) -> float:
+    def _close_gate(self, act: CloseGate, call: InstanceCall, scene: Scene) -> ClosedGate:
         drain = scene.setup.drain or DrainOptions()
         until = self._clock.time() + drain.lease
         fields = {name: getattr(call, name) for name in call.__struct_fields__}
         closing = GateCall(**fields, until=until, owner=scene.owner, hold=drain.hold)
         _gate(scene).call(f"closing {act.instance}", lambda gate: gate.close(closing))
-        return until
+        return ClosedGate(service=scene.service, instance=act.instance, owner=scene.owner, until=until)
 
 
 def _pinned(scene: Scene) -> Build:

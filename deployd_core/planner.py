@@ -20,7 +20,7 @@ from enum import Enum
 from msgspec import Struct
 
 from deployd_core import cycle
-from deployd_core.acts import Act, Fetch, Flip, OpenGate, RecordFailure, Resolve, RunStep, Settle, TakePermit, Unpack
+from deployd_core.acts import Act, Fetch, Flip, RecordFailure, Resolve, RunStep, Settle, TakePermit, Unpack
 from deployd_core.errors import DeploydError
 from deployd_core.model import Health, HostView, InstanceView, Phase, Plan
 from deployd_core.observation import Observation
@@ -164,6 +164,9 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
     if impossible:
         return _decide(seen, HostStep.BLOCKED, reason=impossible, views=views, plan=plan)
     if not seen.permit.held:
+        blind = [facts for facts in seen.instances if facts.gate_problem] if seen.rules.drain else []
+        if blind:
+            return _decide(seen, HostStep.BLOCKED, reason=f"{blind[0].name}: {blind[0].gate_problem}", views=views, plan=plan)
         return _plan_permit(seen, views, plan)
     if seen.current != seen.build:
         return _plan_flip(seen, views, plan)
@@ -216,27 +219,16 @@ def _decide(
     if views is None:
         views = cycle.views(seen)
     if step is not HostStep.RESTARTING:
-        acts += _gates_outside_the_cycle(seen, step)
+        acts += cycle.leftovers(seen)
     return Decision(
         step=step,
         acts=acts,
         reason=reason,
         deadline=deadline,
-        waits=waits | cycle.waiting(views),
+        waits=waits | cycle.waiting(views, draining=step is HostStep.RESTARTING),
         instances=views,
         plan=plan,
     )
-
-
-def _gates_outside_the_cycle(seen: Observation, step: HostStep) -> tuple[Act, ...]:
-    """Open what was left closed, except on a failed host: there an instance that cannot serve stays closed, and others take over."""
-    acts: tuple[Act, ...] = ()
-    for facts in seen.instances:
-        if facts.gate_closed and (step is not HostStep.FAILED or facts.health is Health.HEALTHY):
-            acts += _if_ready(seen, OpenGate(instance=facts.name))
-        else:
-            acts += cycle.renewal(facts, seen)
-    return acts
 
 
 def _if_ready(seen: Observation, act: Act) -> tuple[Act, ...]:

@@ -78,6 +78,22 @@ def process_id(pid: int) -> ProcessId | None:
     return ProcessId(pid=pid, started=ticks / os.sysconf("SC_CLK_TCK"))
 
 
+def owner_here(host: str) -> str:
+    """Names this very process, ``host/pid/start time``, so that what it leaves behind can be told from what another one holds."""
+    me = process_id(os.getpid())
+    return f"{host}/{os.getpid()}/{me.started if me else 0:.2f}"
+
+
+def owner_lives(owner: str) -> bool:
+    """Whether a process that `owner_here` named is still there, on this machine."""
+    _, _, rest = owner.partition("/")
+    pid, _, started = rest.partition("/")
+    if not pid.isdecimal():
+        return False
+    process = process_id(int(pid))
+    return process is not None and f"{process.started:.2f}" == started
+
+
 def judge(started: float, place: Place, root: Path, flips: Sequence[Flip], boot: str) -> tuple[str | None, str]:
     """Say which build a process serves, and by what evidence. Pure; `root` must be resolved, `started` is of boot `boot`."""
     if place.cwd is None and place.exe is None:

@@ -14,14 +14,15 @@ import msgspec
 from msgspec import Struct
 
 from deployd_core import processes
-from deployd_core.api import Connections, Gate, InstanceCall, Manager, Probe, Status, Verdict
+from deployd_core.api import ClosedGate, Connections, Gate, InstanceCall, Manager, Probe, Status, Verdict
 from deployd_core.boundary import Bound
 from deployd_core.errors import DeploydError
 from deployd_core.model import Flip, Health, Instance, ProcessId, State
 from deployd_core.observation import InstanceFacts
 
-_STEADY_COUNTS, _STEADY_SECONDS = 5, 1.0
-"""Clients are back when at least so many counts, over at least so many seconds, found some."""
+_STEADY_COUNTS, _STEADY_SECONDS = 5, 1.5
+"""Clients are back when at least so many counts, over at least so many seconds, found some. A gate counts a connection as recent
+for a second, so that one request shows in counts over one second: only a second request makes them span more."""
 
 
 class Sighting(Struct, frozen=True, kw_only=True):
@@ -33,8 +34,12 @@ class Sighting(Struct, frozen=True, kw_only=True):
     evidence: str = ""
     """Why it is said to serve that build, or none."""
     verdict: Verdict
-    closed_until: float | None = None
-    """When its closed gate opens by itself, in seconds since the epoch; None when the gate is open."""
+    closed: ClosedGate | None = None
+    """None when its gate is open."""
+    held: bool = False
+    """It was closed by another process, which lives."""
+    gate_problem: str = ""
+    """Why the gate could not be looked at: nothing is known of it then."""
     connections: Connections | None = None
 
 
@@ -45,9 +50,11 @@ class Lookout(Struct, frozen=True, kw_only=True):
     probe: Bound[Probe[Any]] | None
     gate: Bound[Gate[Any]] | None
     probe_timeout: float
+    owner: str
+    """Who we are, in the gates that we close."""
 
     def look(self, call: InstanceCall, root: Path, flips: Sequence[Flip], *, returning: bool = False) -> Sighting:
-        """Look once. What a manager or a probe raises is what was seen; what a gate raises is raised.
+        """Look once. What a manager, a probe or a gate raises is what was seen.
 
         Args:
             call: The instance.
@@ -55,6 +62,10 @@ class Lookout(Struct, frozen=True, kw_only=True):
             flips: When `current` was pointed where.
             returning: Its gate was opened a moment ago: its clients are counted.
         """
+        sighting = self._look_at_process(call, root, flips)
+        return sighting if self.gate is None else self._look_at_gate(self.gate, call, sighting, returning=returning)
+
+    def _look_at_process(self, call: InstanceCall, root: Path, flips: Sequence[Flip]) -> Sighting:
         try:
             status = self.manager.call(f"asking for {call.instance.name}", lambda manager: manager.state(call))
         except DeploydError as error:
@@ -64,16 +75,14 @@ class Lookout(Struct, frozen=True, kw_only=True):
             pid = processes.listener(call.instance.port)
         running = processes.inspect(pid, root, flips) if pid is not None else None
         if running is None:
-            down = Sighting(state=status.state, verdict=Verdict.unhealthy(_words(status)))
-            return self._look_at_gate(call, down, returning=returning)
-        sighting = Sighting(
+            return Sighting(state=status.state, verdict=Verdict.unhealthy(_words(status)))
+        return Sighting(
             state=status.state,
             process=running.process,
             serves=running.serves,
             evidence=running.why,
             verdict=self._check(call, status),
         )
-        return self._look_at_gate(call, sighting, returning=returning)
 
     def _check(self, call: InstanceCall, status: Status) -> Verdict:
         if self.probe is None:
@@ -84,15 +93,23 @@ class Lookout(Struct, frozen=True, kw_only=True):
         except DeploydError as error:
             return Verdict.unknown(error.message)
 
-    def _look_at_gate(self, call: InstanceCall, sighting: Sighting, *, returning: bool) -> Sighting:
-        if self.gate is None:
-            return sighting
-        closed = self.gate.call("listing closed gates", lambda gate: gate.closed(call))
-        until = next((found.until for found in closed if found.instance == call.instance.name), None)
-        counted = None
-        if until is not None or returning:
-            counted = self.gate.call(f"counting the connections of {call.instance.name}", lambda gate: gate.connections(call))
-        return msgspec.structs.replace(sighting, closed_until=until, connections=counted)
+    def _look_at_gate(self, gate: Bound[Gate[Any]], call: InstanceCall, sighting: Sighting, *, returning: bool) -> Sighting:
+        name = call.instance.name
+        try:
+            closed = next(
+                (found for found in gate.call("listing closed gates", lambda it: it.closed(call)) if found.instance == name), None
+            )
+        except DeploydError as error:
+            return msgspec.structs.replace(sighting, gate_problem=_problem(error))
+        held = closed is not None and closed.owner != self.owner and processes.owner_lives(closed.owner)
+        seen = msgspec.structs.replace(sighting, closed=closed, held=held)
+        if closed is None and not returning:
+            return seen
+        try:
+            counted = gate.call(f"counting the connections of {name}", lambda it: it.connections(call))
+        except DeploydError as error:
+            return msgspec.structs.replace(seen, gate_problem=_problem(error))
+        return msgspec.structs.replace(seen, connections=counted)
 
 
 class Watch:
@@ -109,10 +126,15 @@ class Watch:
         self._healthy_since: float | None = None
         self._warmed: ProcessId | None = None
         self._not_before = 0.0
+        # Of the gate more is known than from the last look: what we did to it ourselves, even while the process is being restarted.
+        self._closed: ClosedGate | None = None
+        self._held = False
+        self._lost = False
+        self._first = True
         self._quiet = 0
         self._traffic: list[float] = []
         self.opened_at: float | None = None
-        """When its gate was opened after a restart, while its clients come back."""
+        """When its gate was opened, or first seen open: its clients are coming back from then on."""
 
     def saw(self, sighting: Sighting, *, started: float, ended: float) -> None:
         """Take a look that was begun at `started`; one begun before the last act shows the past and is dropped."""
@@ -128,38 +150,62 @@ class Watch:
             self._healthy_since = ended if self._healthy_since is None else self._healthy_since
         else:
             self._streak, self._healthy_since = 0, None
+        if not sighting.gate_problem:
+            self._see_gate(sighting, ended)
         self._count(sighting, ended)
         self._sighting = sighting
+
+    def _see_gate(self, sighting: Sighting, now: float) -> None:
+        """Follow its gate, which others can change too."""
+        if sighting.closed is None and (self._first or self._closed is not None):
+            # Found open. An agent that was restarted in mid-rollout does not know whether the one before it had just opened it.
+            self._lost = self._closed is not None
+            self.opened_at, self._traffic = now, []
+        self._first = False
+        self._closed, self._held = sighting.closed, sighting.held
 
     def _count(self, sighting: Sighting, now: float) -> None:
         """Follow its connections: none at all for a while means drained, some for a second means that clients are back."""
         found = sighting.connections
         nothing = found is not None and found.busy == 0 and found.idle == 0
-        self._quiet = self._quiet + 1 if nothing and sighting.closed_until is not None else 0
-        if self.opened_at is not None and found is not None and found.recent:
+        self._quiet = self._quiet + 1 if nothing and sighting.closed is not None else 0
+        if self.opened_at is not None and found is not None and found.recent and not self.traffic_back:
             self._traffic.append(now)
 
     @property
-    def _traffic_back(self) -> bool:
+    def traffic_back(self) -> bool:
+        """Its clients have used it for a while since its gate was opened."""
         # One request may be a balancer's cautious try: only steady use says that it trusts the instance again.
         seen = self._traffic
         return len(seen) >= _STEADY_COUNTS and seen[-1] - seen[0] >= _STEADY_SECONDS
 
     def gate_opened(self, now: float) -> None:
-        """Its gate was opened after a restart: from now on clients are waited for."""
-        self.touched(now)
-        if self.ordered:
-            self.opened_at, self._traffic = now, []
+        """Its gate was opened: from now on it must show that it stays healthy, and its clients are waited for."""
+        self._closed, self._held, self._lost = None, False, False
+        self.opened_at, self._traffic = now, []
+        self._streak, self._healthy_since = 0, None
+        self._not_before = self.next_look = self.changed_at = now
+        if self._sighting is not None:
+            self._sighting = msgspec.structs.replace(self._sighting, connections=None)
 
-    def gate_closed(self, now: float, until: float) -> None:
+    def gate_closed(self, now: float, closed: ClosedGate) -> None:
         """Its gate was closed, or its lease moved: counts that were begun before say nothing."""
         self._not_before = self.next_look = now
+        if self._closed is None:
+            self._quiet = 0
+        self._closed, self._held, self._lost = closed, False, False
         if self._sighting is not None:
-            self._sighting = msgspec.structs.replace(self._sighting, closed_until=until, connections=None)
+            self._sighting = msgspec.structs.replace(self._sighting, connections=None, gate_problem="")
 
     def idle_closed(self, now: float) -> None:
         """Connections were closed: counts that were begun before still hold them."""
-        self._not_before = self.next_look = now
+        self._not_before = now  # the next count comes in its time: what is not idle for long enough is not idle a moment later
+
+    def restarting(self, now: float) -> None:
+        """It is about to be restarted for the wanted build."""
+        self.ordered = True
+        self.opened_at, self._traffic = None, []
+        self.touched(now)
 
     def touched(self, now: float) -> None:
         """Something was done to the instance: what was seen before no longer counts."""
@@ -174,7 +220,6 @@ class Watch:
     def forget_orders(self) -> None:
         """Another build is wanted: what was ordered for the last one says nothing."""
         self.ordered = False
-        self.opened_at = None
         self._warmed = None
 
     @property
@@ -187,14 +232,20 @@ class Watch:
         """Since when every look found it healthy."""
         return self._healthy_since
 
-    def facts(self, wall: float) -> InstanceFacts:
-        """What the planner is told; `wall` is the time now, in seconds since the epoch."""
+    def facts(self, wall: float, owner: str) -> InstanceFacts:
+        """What the planner is told; `wall` is the time now, in seconds since the epoch, `owner` who we are."""
+        closed = self._closed
         known = InstanceFacts(
             name=self.instance.name,
             port=self.instance.port,
             ordered=self.ordered,
             opened_at=self.opened_at,
-            traffic_back=self._traffic_back,
+            traffic_back=self.traffic_back,
+            gate_closed=closed is not None,
+            gate_ours=closed is None or closed.owner == owner,
+            gate_held=self._held,
+            gate_lost=self._lost,
+            lease_left=max(0.0, closed.until - wall) if closed is not None else 0.0,
         )
         seen = self._sighting
         if seen is None:
@@ -211,11 +262,14 @@ class Watch:
             reason=seen.verdict.reason,
             evidence=seen.evidence,
             warm=seen.process is not None and seen.process == self._warmed,
-            gate_closed=seen.closed_until is not None,
-            lease_left=max(0.0, seen.closed_until - wall) if seen.closed_until is not None else 0.0,
+            gate_problem=seen.gate_problem,
             connections=seen.connections,
             quiet=self._quiet,
         )
+
+
+def _problem(error: DeploydError) -> str:
+    return f"{error.message} ({error.hint})" if error.hint else error.message
 
 
 def _words(status: Status) -> str:

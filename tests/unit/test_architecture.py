@@ -14,7 +14,7 @@ ALL = [*CORE, *SHIPPED]
 CATCH_ALL = {"deployd_core/boundary.py", "deployd_core/engine.py", "deployd_core/tasks.py"}
 """The two boundaries (the call of a plugin, the cycle of a service), and the threads that carry what was raised to the second."""
 
-LONG = {"deployd_core/api.py"}
+LONG = {"deployd_core/contracts.py"}
 """One page to read for whoever writes a plugin; half of it is docstrings."""
 
 

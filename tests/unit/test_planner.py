@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from deployd_core.acts import (
     Act,
     CloseGate,
+    CloseIdle,
     Fetch,
     Flip,
     InstanceAct,
@@ -26,9 +27,10 @@ from deployd_core.acts import (
     Unpack,
     WarmUp,
 )
+from deployd_core.contracts import AtDeadline, Connections
 from deployd_core.errors import PluginError
 from deployd_core.model import Health, HostView, PermitView, Plan, State
-from deployd_core.observation import InstanceFacts, Observation, Rules, Setback, Staging
+from deployd_core.observation import Drain, InstanceFacts, Observation, Rules, Setback, Staging
 from deployd_core.planner import Decision, HostStep, plan_host
 from deployd_core.units import Share
 
@@ -52,7 +54,18 @@ class Process:
     started: float
     closed: bool = False
     warm: bool = False
-    in_flight: int = 0
+    busy: int = 0
+    """Requests in flight; one ends with each tick, and leaves a pooled connection if clients pool."""
+    idle: int = 0
+    quiet: int = 0
+    until: float = 0.0
+    """When its lease runs out."""
+    owner: int = 0
+    """Which life of the agent closed it."""
+    drains_since: float | None = None
+    """When its gate was first closed for this restart: a lost lease gives no new time."""
+    opened_at: float | None = None
+    """When it was opened after a restart: clients come back some time after that."""
 
 
 @dataclass
@@ -73,7 +86,20 @@ class World:
     """Instances that never get healthy on v2."""
     rules: Rules = Rules(healthy_timeout=20, stable_for=0.5, healthy_after=2)
     digest_known: bool = True
+    stuck: frozenset[str] = frozenset()
+    """Instances whose requests never end."""
+    pooled: bool = True
+    """Whether clients keep their connections."""
+    returns_after: float | None = 1.0
+    """Seconds until clients trust an instance again; None: there are none."""
     lowest: int = 10**9
+    trouble: int = 0
+    """How many acts have failed, or were cut off."""
+    life: int = 0
+    """How often the agent has crashed."""
+    cuts: dict[str, int] = field(default_factory=dict)
+    lapses: list[str] = field(default_factory=list)
+    """Instances whose lease ran out."""
     restarts: dict[str, int] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
 
@@ -83,8 +109,24 @@ class World:
             return False
         return not (process.serves == "v2" and name in self.sick)
 
+    def back(self, name: str) -> bool:
+        """Whether clients use it again, as far as anybody can wait for that."""
+        opened_at = self.instances[name].opened_at
+        if opened_at is None or self.rules.drain is None:
+            return True
+        used = self.returns_after is not None and self.now - opened_at >= self.returns_after
+        return used or self.now - opened_at >= self.rules.drain.traffic_timeout
+
+    @property
+    def available(self) -> set[str]:
+        return {name for name in self.instances if self.healthy(name) and not self.instances[name].closed and self.back(name)}
+
+    def crash(self) -> None:
+        self.memory.clear()
+        self.life += 1
+
     def observe(self) -> Observation:
-        self.lowest = min(self.lowest, sum(self.healthy(name) and not self.instances[name].closed for name in self.instances))
+        self.lowest = min(self.lowest, len(self.available))
         return Observation(
             now=self.now,
             service="web",
@@ -111,6 +153,15 @@ class World:
     def _facts(self, name: str) -> InstanceFacts:
         process = self.instances[name]
         healthy = self.healthy(name)
+        opened = self.memory.setdefault("opened", {})
+        closed = self.memory.setdefault("closed", {})
+        lost = self.memory.setdefault("lost", set())
+        if not process.closed and closed.get(name, True):
+            opened[name] = self.now
+            lost |= {name} if name in closed else set()
+        closed[name] = process.closed
+        lost -= {name} if process.closed else set()
+        used = self.returns_after is not None and process.opened_at is not None
         return InstanceFacts(
             name=name,
             looked=True,
@@ -124,7 +175,13 @@ class World:
             ordered=name in self.memory.get("ordered", ()),
             warm=process.warm,
             gate_closed=process.closed,
-            in_flight=process.in_flight if process.closed else None,
+            gate_lost=name in lost,
+            gate_ours=not process.closed or process.owner == self.life,
+            lease_left=max(0.0, process.until - self.now) if process.closed else 0.0,
+            connections=Connections(busy=process.busy, idle=process.idle) if process.closed else None,
+            quiet=process.quiet,
+            opened_at=opened.get(name),
+            traffic_back=used and self.back(name) and name in opened,
         )
 
     def remember(self, decision: Decision) -> None:
@@ -158,47 +215,82 @@ class World:
                 self._touch(act)
 
     def _touch(self, act: InstanceAct) -> None:
-        process = self.instances[act.instance]
-        assert self.permit or isinstance(act, OpenGate), "nothing is disturbed without a permit"
+        name, process = act.instance, self.instances[act.instance]
+        assert self.permit or process.closed, "nothing is disturbed without a permit"
+        if isinstance(act, CloseGate | Restart) and name in self.available and len(self.instances) > 1:
+            assert len(self.available) > self.rules.min_available.at_least(len(self.instances)), "the floor is never broken"
         match act:
             case CloseGate():
-                process.closed, process.in_flight = True, 3
+                assert self.rules.drain is not None
+                if not process.closed:
+                    process.drains_since = self.now if process.drains_since is None else process.drains_since
+                    process.quiet = 0
+                    process.busy = 3 if process.serves else 0
+                process.closed, process.owner, process.until = True, self.life, self.now + self.rules.drain.lease
+                process.opened_at = None
+            case CloseIdle():
+                process.idle = 0
             case OpenGate():
-                process.closed = False
+                process.closed, process.opened_at, process.drains_since = False, self.now, None
+                self.memory.setdefault("opened", {})[name] = self.now
+                self.memory.setdefault("closed", {})[name] = False
             case WarmUp():
+                assert process.closed or self.rules.drain is None or self.lapses, "what is cold is not in front of its clients"
                 process.warm = True
             case Restart():
-                assert process.serves != "v2" or not self.healthy(act.instance), "what is right is not restarted"
-                assert not self.rules.gate or process.closed, "with a gate, nothing is restarted in front of its clients"
-                assert not (process.closed and process.in_flight), "nothing is restarted with requests in flight"
-                self.restarts[act.instance] = self.restarts.get(act.instance, 0) + 1
-                closed = process.closed
-                self.instances[act.instance] = Process(serves=self.current, started=self.now, closed=closed)
-                self.memory.setdefault("ordered", set()).add(act.instance)
+                assert process.serves != "v2" or not self.healthy(name), "what is right is not restarted"
+                if self.rules.drain is not None:
+                    self._check_drained(act, process, self.rules.drain)
+                self.restarts[name] = self.restarts.get(name, 0) + 1
+                fresh = Process(serves=self.current, started=self.now, closed=process.closed)
+                fresh.until, fresh.owner, fresh.drains_since = process.until, process.owner, process.drains_since
+                self.instances[name] = fresh
+                self.memory.setdefault("ordered", set()).add(name)
+                self.memory.setdefault("opened", {}).pop(name, None)
+
+    def _check_drained(self, act: Restart, process: Process, drain: Drain) -> None:
+        down = process.serves is None
+        assert process.closed or (down and self.lapses), "with a gate, nothing is restarted in front of its clients"
+        assert not process.closed or process.owner == self.life, "nothing is restarted behind a gate that another one may open"
+        if process.busy or process.idle:
+            assert drain.at_deadline is AtDeadline.PROCEED, "nothing is restarted with requests in flight"
+            assert self.now - (process.drains_since or 0) >= drain.timeout, "nor before its deadline"
+            assert act.cut == process.busy, "and what is cut is reported"
+            self.cuts[act.instance] = self.cuts.get(act.instance, 0) + act.cut
 
     def tick(self, seconds: float) -> None:
         self.now += seconds
-        for process in self.instances.values():
-            process.in_flight = max(0, process.in_flight - 1)
+        for name, process in self.instances.items():
+            if process.closed and self.now >= process.until:
+                process.closed, process.opened_at = False, self.now
+                self.lapses.append(name)
+            if not process.closed:
+                process.quiet = 0
+                continue
+            if process.busy and name not in self.stuck:
+                process.busy, process.idle = process.busy - 1, process.idle + self.pooled
+            process.quiet = process.quiet + 1 if not process.busy and not process.idle else 0
 
 
 def drive(world: World, strategy: Any, data: st.DataObject | None = None, rounds: int = 1500) -> Decision:
     """Go round until nothing more happens; with `data`, acts fail and the engine crashes at any moment."""
     decision = plan_host(world.observe(), strategy)
-    trouble = 0
     for _ in range(rounds):
         decision = plan_host(world.observe(), strategy)
         assert decision == plan_host(world.observe(), strategy), "the planner is pure"
         world.remember(decision)
-        if decision.step in (HostStep.CONVERGED, HostStep.FAILED) and not decision.acts:
+        pending = [found for found in world.memory.get("setbacks", {}).values() if found.retry_at > world.now]
+        if decision.step in (HostStep.CONVERGED, HostStep.FAILED) and not decision.acts and not pending:
             return decision
         for act in decision.acts:
             pending = world.memory.get("setbacks", {}).get(act.key)
             assert pending is None or pending.retry_at <= world.now, "what failed is not tried again before its time"
             mishap = (
-                data.draw(st.sampled_from(["", "", "", "fails", "crash-before", "crash-after"])) if data and trouble < 12 else ""
+                data.draw(st.sampled_from(["", "", "", "fails", "crash-before", "crash-after"]))
+                if data and world.trouble < 12
+                else ""
             )
-            trouble += bool(mishap)
+            world.trouble += bool(mishap)
             setbacks = world.memory.setdefault("setbacks", {})
             if mishap == "fails":
                 setbacks[act.key] = Setback(reason="it said no", retry_at=world.now + 2)
@@ -206,12 +298,12 @@ def drive(world: World, strategy: Any, data: st.DataObject | None = None, rounds
                     world.memory.setdefault("ordered", set()).add(act.instance)
                 continue
             if mishap == "crash-before":
-                world.memory.clear()
+                world.crash()
                 break
             setbacks.pop(act.key, None)
             world.perform(act)
             if mishap == "crash-after":
-                world.memory.clear()
+                world.crash()
                 break
         world.tick(0.25)
     raise AssertionError(f"neither converged nor failed: {decision}")
@@ -378,6 +470,9 @@ def test_from_every_state_whatever_fails_it_converges_or_fails_with_a_reason(dat
     """Any starting point, any mishap at any act, a crash at any moment: the end is the same, and the floor holds."""
     count = data.draw(st.integers(0, 4), label="instances")
     gate = data.draw(st.booleans(), label="gate")
+    policy = data.draw(st.sampled_from(AtDeadline), label="at deadline")
+    lease = data.draw(st.sampled_from([6.0, 60.0]), label="lease")
+    drain = Drain(settle=0.3, timeout=5, at_deadline=policy, traffic_timeout=4, lease=lease) if gate else None
     floor = data.draw(st.integers(0, max(0, count - 1)), label="floor")
     world = fresh_world(
         count,
@@ -387,7 +482,16 @@ def test_from_every_state_whatever_fails_it_converges_or_fails_with_a_reason(dat
         current=data.draw(st.sampled_from(["v1", "v2", None])),
         digest_known=data.draw(st.booleans()),
         sick=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 5)) == 0),
-        rules=Rules(gate=gate, warmup=data.draw(st.booleans()), healthy_timeout=20, stable_for=0.5, min_available=Share(floor)),
+        stuck=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 5)) == 0),
+        pooled=data.draw(st.booleans(), label="pooled"),
+        returns_after=data.draw(st.sampled_from([0.0, 1.0, 3.0, None]), label="clients come back after"),
+        rules=Rules(
+            drain=drain,
+            warmup=data.draw(st.booleans()),
+            healthy_timeout=20,
+            stable_for=0.5,
+            min_available=Share(floor),
+        ),
     )
     if world.current == "v2":
         world.unpacked, world.fetched, world.steps, world.permit = True, True, set(STEPS), True
@@ -395,14 +499,19 @@ def test_from_every_state_whatever_fails_it_converges_or_fails_with_a_reason(dat
         if world.current == "v2":
             process.serves = data.draw(st.sampled_from(["v1", "v2", None]))
         process.closed = gate and data.draw(st.booleans())
+        process.until, process.drains_since = data.draw(st.sampled_from([0.5, 30.0])), 0.0 if process.closed else None
 
     decision = drive(world, data.draw(st.sampled_from([everything, one_by_one])), data)
 
+    shut = [name for name, process in world.instances.items() if process.closed]
     if decision.step is HostStep.CONVERGED:
-        assert all(process.serves == "v2" and not process.closed for process in world.instances.values())
+        assert shut == []
+        assert all(process.serves == "v2" for process in world.instances.values())
         assert not world.permit
     else:
-        assert world.sick
+        late = gate and policy is not AtDeadline.PROCEED and world.trouble
+        assert world.sick or world.stuck or late
+        assert not any(world.healthy(name) for name in shut), "what can serve is open"
         assert world.failure
         assert world.permit
 
@@ -413,7 +522,7 @@ def test_a_gate_that_was_left_closed_opens_when_there_is_no_deploy(count: int, c
     world = fresh_world(count, current="v2", good="v2", fetched=True, unpacked=True, steps=set(STEPS))
     for number, process in enumerate(world.instances.values()):
         process.serves = "v2"
-        process.closed = number < closed
+        process.closed, process.until = number < closed, 100.0
 
     decision = plan_host(world.observe(), everything)
 
