@@ -74,7 +74,7 @@ def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
 
 
 def waiting(shown: tuple[InstanceView, ...], *, draining: bool) -> frozenset[str]:
-    """The waits of the instances, for `Decision.waits`; without `draining`, closed gates are about to be opened and no drain goes on."""
+    """The waits of the instances, for `Decision.waits`; without `draining`, closed gates are opened, and no drain goes on."""
     apart = (Phase.READY,) if draining else (Phase.READY, Phase.DRAINING)
     return frozenset(_wait_key(view.phase, view.name) for view in shown if view.phase not in apart)
 

@@ -56,7 +56,7 @@ def test_the_installed_program_lists_what_ships(installed, tmp_path):
     """`deployd strategies list` finds the built-ins through their entry points, away from the tree."""
     listed = run(installed / "deployd", "strategies", "list", cwd=tmp_path)
 
-    assert [["all-at-once", "ok"], ["concurrency", "ok"]] == [
+    assert [["all-at-once", "ok"], ["concurrency", "ok"], ["iptables-drain", "ok"]] == [
         [line.split()[0], line.split()[-1]] for line in listed.splitlines() if "strategy" in line and "KIND" not in line
     ]
 

@@ -242,8 +242,9 @@ def test_unknown_strategy_asks_what_was_meant(capsys, plugins):
 
     captured = capsys.readouterr()
     assert "" == captured.out
-    assert "deployd: error: there is no strategy 'concurency'. Did you mean 'concurrency'? known: all-at-once, concurrency\n" == (
-        captured.err
+    assert (
+        "deployd: error: there is no strategy 'concurency'. Did you mean 'concurrency'? known: all-at-once, concurrency, iptables-drain\n"
+        == (captured.err)
     )
 
 
@@ -264,7 +265,7 @@ def test_kinds_can_be_chosen(capsys, plugins):
         assert 0 == run(["plugins", "list", "--kind", kind, "--json", "--plugins-dir", str(plugins)])
 
         rows = json.loads(capsys.readouterr().out)["plugins"]
-        assert {"all-at-once", "concurrency"} == {row["name"] for row in rows if row["state"] == "ok"}
+        assert {"all-at-once", "concurrency", "iptables-drain"} == {row["name"] for row in rows if row["state"] == "ok"}
 
 
 def test_command_of_a_plugin_runs(capsys, plugins):
