@@ -15,7 +15,7 @@ from deployd_core.api import (
     hookimpl,
 )
 from deployd_plugins.gates import iptables, nftables
-from deployd_plugins.gates.firewall import FirewallOptions
+from deployd_plugins.gates.firewall import FirewallOptions, has_ipv6
 from deployd_plugins.gates.iptables import IptablesGate, IptablesOptions
 from deployd_plugins.gates.nftables import NftablesGate, NftablesOptions
 
@@ -90,7 +90,7 @@ class AutoGate(Gate[AutoOptions]):
         """
         fields = {name: getattr(self.options, name) for name in self.options.__struct_fields__}
         legacy, modern = IptablesGate(IptablesOptions(**fields)), NftablesGate(NftablesOptions(**fields))
-        no_legacy, no_modern = iptables.usable(), nftables.usable()
+        no_legacy, no_modern = iptables.usable(ipv6=self.options.ipv6 == "auto" and has_ipv6()), nftables.usable()
         if no_legacy and no_modern:
             raise ConfigError(
                 f"neither iptables nor nftables can be used on this host: {no_legacy}; {no_modern}",

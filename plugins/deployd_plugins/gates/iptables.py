@@ -190,15 +190,16 @@ class IptablesGate(FirewallGate[IptablesOptions]):
         )
 
 
-def usable() -> str:
+def usable(*, ipv6: bool) -> str:
     """Why the legacy tables cannot be used on this host; empty when they can. Looks, and loads nothing."""
     try:
         _import()
         list(_loaded_tables())
     except ConfigError as error:
         return error.message
-    if not _LOADED[IPV4].exists():
-        return "this kernel has no legacy tables of iptables, or has not loaded them: modprobe iptable_filter"
+    for family in (IPV4, IPV6) if ipv6 else (IPV4,):
+        if not _LOADED[family].exists():
+            return f"this kernel has no legacy tables of iptables for IPv{family}, or has not loaded them"
     return ""
 
 

@@ -1,0 +1,429 @@
+"""What every gate guarantees: inherit `GateContract`, say how to make yours, and pytest runs it in networks of its own. Needs root.
+
+    class TestMyGate(GateContract):
+        def make_gate(self):
+            return MyGate(MyOptions())
+
+Two instances run behind it, small HTTP servers on `ports`. A gate with a balancer of its own overrides `started`, to start one,
+and `client`, to come through it. `LeaseContract`, `BypassContract`, `HoldingContract` and `CountingContract` are for gates that
+open by themselves, let the probe pass, can have clients wait, and count in the kernel.
+"""
+
+# ruff: noqa: SIM300 - expected == actual, as in all tests
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import socket
+import threading
+import time
+import urllib.parse
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from deployd_core.api import Gate, GateCall, HostCall, Instance, InstanceCall
+from deployd_core.testing.netns import isolated
+
+OWNER = "h1.example.com/4711/12345.67"
+_PATIENCE = 10.0
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """An instance: answers ``/?wait=0.5`` after half a second, over IPv4 and IPv6."""
+
+    address_family = socket.AF_INET6
+    request_queue_size = 4096
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("::", port), _Handler)
+        self.asked = threading.Event()
+        """Set when a request has come."""
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def server_bind(self) -> None:
+        """Take IPv4 too."""
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_name, self.server_port = "localhost", int(self.server_address[1])
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are part of the game."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        if isinstance(self.server, Server):
+            self.server.asked.set()
+        query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        time.sleep(float(query.get("wait", ["0"])[0]))
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is http.server's
+        """Say nothing."""
+
+
+class Client(http.client.HTTPConnection):
+    """A client that may come from an address, or carry a mark."""
+
+    def __init__(self, host: str, port: int, *, source: str = "", mark: int = 0, timeout: float = _PATIENCE) -> None:
+        super().__init__(host, port, timeout=timeout)
+        self.source, self.mark = source, mark
+
+    def connect(self) -> None:
+        """Connect, marked."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        self.sock = socket.socket(family)
+        self.sock.settimeout(self.timeout)
+        if self.mark:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
+        if self.source:
+            self.sock.bind((self.source, 0))
+        self.sock.connect((self.host, self.port))
+
+    def served(self, wait: float = 0.0) -> bool:
+        """Ask on this connection, which stays open; whether the instance answered."""
+        try:
+            self.request("GET", f"/?wait={wait}")
+            answer = self.getresponse()
+            answer.read()
+        except (OSError, http.client.HTTPException):
+            self.close()
+            return False
+        return answer.status == 200
+
+
+def eventually(condition: Callable[[], object], patience: float = _PATIENCE) -> bool:
+    """Whether something becomes true."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+class GateContract(ABC):
+    """What every gate guarantees."""
+
+    ports = (8001, 8002)
+    hosts: tuple[str, ...] = ("127.0.0.1", "::1")
+    """Where clients come: every test is about each of them."""
+
+    @abstractmethod
+    def make_gate(self) -> Gate[Any]:
+        """The gate to test."""
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator[tuple[Gate[Any], tuple[Server, ...]]]:
+        """Instances that serve, behind a gate that is open. Runs in a network of its own."""
+        servers = tuple(Server(port) for port in self.ports)
+        try:
+            yield self.make_gate(), servers
+        finally:
+            for server in servers:
+                server.shutdown()
+                server.server_close()
+
+    def client(self, port: int, host: str = "127.0.0.1") -> Client:
+        """A client of the instance on that port; it need not ask that port."""
+        return Client(host, port)
+
+    def served(self, port: int) -> list[bool]:
+        """Whether new clients are served, on each of `hosts`."""
+        return [self.client(port, host).served() for host in self.hosts]
+
+    def call(self, port: int = 8001, service: str = "web") -> InstanceCall:
+        """A call about the instance on that port."""
+        instance = Instance(service=service, name=f"{service}@{port}", port=port)
+        return InstanceCall(
+            service=service, host="h1.example.com", zone="a", root=Path("/run/web"), timeout=10.0, instance=instance
+        )
+
+    def closing(self, port: int = 8001, service: str = "web", *, lease: float = 60.0, hold: bool = False) -> GateCall:
+        """A call that closes it."""
+        call = self.call(port, service)
+        fields = {name: getattr(call, name) for name in call.__struct_fields__}
+        return GateCall(**fields, until=time.time() + lease, owner=OWNER, hold=hold)
+
+    def host_call(self, service: str = "web") -> HostCall:
+        """A call about the service."""
+        return self.call(service=service)
+
+    @isolated
+    def test_a_closed_gate_turns_new_clients_away(self) -> None:
+        """New clients are served, are not once the gate is closed, and are again once it is open."""
+        everywhere = len(self.hosts)
+        with self.started() as (gate, _):
+            assert [True] * everywhere == self.served(8001)
+
+            gate.close(self.closing())
+            assert [False] * everywhere == self.served(8001)
+
+            gate.open(self.call())
+            assert [True] * everywhere == self.served(8001)
+
+    @isolated
+    def test_a_gate_closes_one_instance_alone(self) -> None:
+        """The other instances of the host go on serving."""
+        with self.started() as (gate, _):
+            gate.close(self.closing(8001))
+
+            assert [True] * len(self.hosts) == self.served(8002)
+
+    @isolated
+    def test_a_request_under_way_is_answered(self) -> None:
+        """A request that was sent before the gate closed gets its answer."""
+        with self.started() as (gate, servers):
+            for host in self.hosts:
+                servers[0].asked.clear()
+                answers: list[bool] = []
+                client = self.client(8001, host)
+                asking = threading.Thread(target=lambda client=client, answers=answers: answers.append(client.served(0.5)))
+                asking.start()
+                assert servers[0].asked.wait(_PATIENCE)
+
+                gate.close(self.closing())
+                asking.join()
+                gate.open(self.call())
+
+                assert [True] == answers
+
+    @isolated
+    def test_what_is_closed_is_told(self) -> None:
+        """A closed gate is listed with its service, instance, owner and end; an open one, or another service's, is not."""
+        with self.started() as (gate, _):
+            assert () == gate.closed(self.host_call())
+            closing = self.closing(8001)
+
+            gate.close(closing)
+
+            (found,) = gate.closed(self.host_call())
+            assert ("web", "web@8001", OWNER) == (found.service, found.instance, found.owner)
+            assert abs(closing.until - found.until) <= 1.0
+            assert () == gate.closed(self.host_call("other"))
+            gate.open(self.call())
+            assert () == gate.closed(self.host_call())
+
+    @isolated
+    def test_everything_can_be_repeated(self) -> None:
+        """Closing a closed gate moves its end and nothing else; opening an open one does nothing."""
+        with self.started() as (gate, _):
+            gate.open(self.call())
+            gate.close(self.closing(lease=30))
+            later = self.closing(lease=90)
+
+            gate.close(later)
+
+            (found,) = gate.closed(self.host_call())
+            assert abs(later.until - found.until) <= 1.0
+            assert [False] * len(self.hosts) == self.served(8001)
+            gate.open(self.call())
+            gate.open(self.call())
+            assert [True] * len(self.hosts) == self.served(8001)
+
+    @isolated
+    def test_gates_are_closed_from_many_threads(self) -> None:
+        """Calls from several threads at once lose nothing."""
+        with self.started() as (gate, _):
+            failures: list[BaseException] = []
+
+            def toggle(port: int, last: str) -> None:
+                for _ in range(5):
+                    gate.close(self.closing(port))
+                    gate.open(self.call(port))
+                if last == "close":
+                    gate.close(self.closing(port))
+
+            threads = [
+                threading.Thread(target=_collecting(failures, toggle), args=(port, last))
+                for port, last in zip(self.ports, ("close", "open"), strict=True)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+            assert [] == failures
+            assert ["web@8001"] == [found.instance for found in gate.closed(self.host_call())]
+
+    @isolated
+    def test_closed_gates_can_be_found_and_cleared_without_the_service(self) -> None:
+        """Whoever closed it, a gate is found and opened by hand: of one service, or all."""
+        with self.started() as (gate, _):
+            gate.close(self.closing(8001))
+            gate.close(self.closing(8002))
+
+            assert {"web@8001", "web@8002"} == {found.instance for found in gate.closed_everywhere()}
+            assert () == gate.clear("other")
+            assert () == gate.clear(expired_only=True)
+            assert ["web@8001"] == [found.instance for found in gate.clear("web", "web@8001")]
+            assert ["web@8002"] == [found.instance for found in gate.clear()]
+            assert () == gate.closed_everywhere()
+            assert [True] * len(self.hosts) == self.served(8001)
+
+
+class LeaseContract(GateContract):
+    """For gates that open by themselves."""
+
+    @isolated
+    def test_a_lease_ends_by_itself(self) -> None:
+        """A gate that nobody opens serves again after its lease, not before, and is then not listed any more."""
+        with self.started() as (gate, _):
+            closing = self.closing(lease=2.5)
+            gate.close(closing)
+            assert [False] * len(self.hosts) == self.served(8001)
+
+            assert eventually(lambda: all(self.served(8001)))
+
+            assert closing.until - 1.0 <= time.time() <= closing.until + 1.5
+            assert () == gate.closed(self.host_call())
+
+
+class BypassContract(GateContract):
+    """For gates that let the probe pass."""
+
+    mark = 0xDEB
+
+    @isolated
+    def test_the_probe_passes_a_closed_gate(self) -> None:
+        """Connections from the bypass address, or with the mark, reach an instance whose gate is closed, and are no client's."""
+        with self.started() as (gate, _):
+            gate.close(self.closing())
+            probes = [Client("127.0.0.1", 8001, source="127.0.0.2")]
+            probes += [Client(host, 8001, mark=self.mark) for host in self.hosts]
+
+            assert [True] * len(probes) == [probe.served() for probe in probes]
+
+            found = gate.connections(self.call())
+            assert (0, 0, 0) == (found.busy, found.idle, found.recent)
+
+    @isolated
+    def test_the_probe_passes_a_holding_gate(self) -> None:
+        """So it does when clients are held."""
+        with self.started() as (gate, _):
+            gate.close(self.closing(hold=True))
+
+            assert Client("127.0.0.1", 8001, source="127.0.0.2").served()
+
+
+class HoldingContract(GateContract):
+    """For gates that can have new clients wait."""
+
+    @isolated
+    def test_held_clients_are_served_in_the_end(self) -> None:
+        """A client that comes while the gate holds is not turned away, and served when it opens."""
+        with self.started() as (gate, servers):
+            for host in self.hosts:
+                gate.close(self.closing(hold=True))
+                servers[0].asked.clear()
+                answers: list[bool] = []
+                client = self.client(8001, host)
+                asking = threading.Thread(target=lambda client=client, answers=answers: answers.append(client.served()))
+                asking.start()
+                assert not servers[0].asked.wait(0.3)
+
+                gate.open(self.call())
+                asking.join(_PATIENCE)
+
+                assert [True] == answers
+
+    @isolated
+    def test_a_gate_that_held_can_reject_and_back(self) -> None:
+        """Closing again in the other way replaces the first."""
+        with self.started() as (gate, _):
+            gate.close(self.closing(hold=True))
+            gate.close(self.closing(hold=False))
+            assert [False] * len(self.hosts) == self.served(8001)
+
+            gate.close(self.closing(hold=True))
+            quick = Client("127.0.0.1", 8001, timeout=0.3)
+            assert not quick.served()
+            gate.open(self.call())
+
+            assert [True] * len(self.hosts) == self.served(8001)
+
+
+class CountingContract(GateContract):
+    """For gates that count in the kernel."""
+
+    @isolated
+    def test_connections_are_busy_while_a_request_is_under_way(self) -> None:
+        """A connection is busy from its request to the answer, then idle, and gone when the client closes it."""
+        with self.started() as (gate, servers):
+            for host in self.hosts:
+                client = self.client(8001, host)
+                servers[0].asked.clear()
+                asking = threading.Thread(target=client.served, args=(0.6,))
+                asking.start()
+                assert servers[0].asked.wait(_PATIENCE)
+
+                assert (1, 0) == _open(gate, self.call())
+                asking.join()
+                assert eventually(lambda: _open(gate, self.call()) == (0, 1))
+                client.close()
+                assert eventually(lambda: _open(gate, self.call()) == (0, 0))
+
+    @isolated
+    def test_idle_connections_are_closed_and_busy_ones_are_not(self) -> None:
+        """What has been idle for a second is closed; what is busy, or has just been used, goes on."""
+        with self.started() as (gate, _):
+            pooled, busy = ([self.client(8001, host) for host in self.hosts] for _ in range(2))
+            assert all(client.served(0.1) for client in pooled)
+            assert 0 == gate.close_idle(self.call())
+            asking = [threading.Thread(target=client.served, args=(3.0,)) for client in busy]
+            for thread in asking:
+                thread.start()
+            count = len(self.hosts)
+            assert eventually(lambda: _open(gate, self.call()) == (count, count))
+            time.sleep(1.1)  # what is waited for is that nothing happens
+
+            assert count == gate.close_idle(self.call())
+
+            assert (count, 0) == _open(gate, self.call())
+            for thread in asking:
+                thread.join()
+            assert eventually(lambda: _open(gate, self.call()) == (0, count))
+
+    @isolated
+    def test_recent_use_is_seen(self) -> None:
+        """A connection that carried something within the last second is recent, and then no more."""
+        with self.started() as (gate, _):
+            assert 0 == gate.connections(self.call()).recent
+            client = self.client(8001)
+            assert client.served()
+
+            assert 1 == gate.connections(self.call()).recent
+
+            assert eventually(lambda: gate.connections(self.call()).recent == 0)
+
+
+def _open(gate: Gate[Any], call: InstanceCall) -> tuple[int, int]:
+    found = gate.connections(call)
+    return found.busy, found.idle
+
+
+def _collecting(failures: list[BaseException], function: Callable[..., None]) -> Callable[..., None]:
+    """Run a function on a thread; what it raises is collected."""
+
+    class Collect(contextlib.AbstractContextManager[None]):
+        def __exit__(self, kind: Any, value: BaseException | None, trace: Any) -> bool:
+            failures.extend([value] if value else [])
+            return True
+
+    def run(*args: Any) -> None:
+        with Collect():
+            function(*args)
+
+    return run
