@@ -29,7 +29,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     error: BaseException | None = None
 
 
-class Overdue(Exception):  # noqa: N818 - it is what happened, not what went wrong in our code
+class Overdue(Exception):
     """A task did not end in time."""
 
 
