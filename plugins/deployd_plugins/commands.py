@@ -71,14 +71,17 @@ def run(
         ConfigError: The command, its directory or the log cannot be used.
         Unavailable: The machine has no room for another process.
     """
+    import os
     import tempfile
 
     identity, account = as_user(run_as) if run_as else ({}, {})
     try:
         output: BinaryIO
         with tempfile.TemporaryFile() if log is None else log.open("ab+") as output:
+            # Where this output begins must be known before: the command shares the position in the file, and moves it.
+            begin = output.seek(0, os.SEEK_END)
             process = _start(argv, output, _environment(account | dict(env or {}), cwd), cwd, identity)
-            return _finish(process, output, timeout, grace)
+            return Outcome(_finish(process, timeout, grace), _tail(output, begin))
     except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
         raise ConfigError(f"cannot run {argv[0]!r}: {error.strerror}: {error.filename}", hint="give an absolute path") from error
     except (OSError, ValueError) as error:
@@ -128,10 +131,8 @@ def as_user(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 def _start(
     argv: Sequence[str], output: BinaryIO, env: Mapping[str, str], cwd: Path | None, identity: Mapping[str, Any]
 ) -> subprocess.Popen[bytes]:
-    import os
     import subprocess
 
-    output.seek(0, os.SEEK_END)
     return subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -144,11 +145,11 @@ def _start(
     )
 
 
-def _finish(process: subprocess.Popen[bytes], output: BinaryIO, timeout: float, grace: float) -> Outcome:
+def _finish(process: subprocess.Popen[bytes], timeout: float, grace: float) -> int | None:
+    """Wait for its end, or bring it about; the exit code, None when it did not end in time."""
     import os
     import signal
 
-    begin = output.tell()
     try:
         in_time = wait_gone(process.pid, timeout)
         if in_time:
@@ -161,7 +162,7 @@ def _finish(process: subprocess.Popen[bytes], output: BinaryIO, timeout: float, 
             # Not reaped yet, so that the group's number cannot have become somebody else's.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return Outcome(process.returncode if in_time else None, _tail(output, begin))
+    return process.returncode if in_time else None
 
 
 def _environment(extra: Mapping[str, str], cwd: Path | None) -> dict[str, str]:
