@@ -296,6 +296,10 @@ class Engine:
             self._progress = None
         if kind == "restart":
             self._looking.restarted(name, now)
+        if kind == "settle" and error is None and self._snapshot is not None:
+            # The permit is gone, whatever is wanted by now: nothing may begin on what was read before.
+            self._snapshot = msgspec.structs.replace(self._snapshot, permit=None)
+            self._changed = True
         if outcome.epoch != self._epoch:
             return
         if error is not None:
@@ -310,7 +314,7 @@ class Engine:
                 self._looking.warmed(name)
             case "takepermit":
                 self._take_answer(outcome, now)
-            case "settle" | "recordfailure":
+            case "recordfailure":
                 self._changed = True
 
     def _take_answer(self, outcome: Outcome, now: float) -> None:

@@ -76,6 +76,9 @@ def _plan_serving(seen: Observation, strategy: Callable[[HostView], Plan]) -> De
     """The build is on the disk: have every instance serve it."""
     views = cycle.views(seen)
     flipped = seen.current == seen.build
+    if Settle().key in seen.busy:
+        # The permit is being given back, maybe under an earlier build: nothing begins until that is known.
+        return _decide(seen, HostStep.RESTARTING, reason=Settle().doing, views=views)
     if flipped and not seen.permit.held and all(view.phase is not Phase.STALE for view in views):
         return _plan_at_rest(seen, views)
     if not seen.permit.held and (seen.facts is None or not all(facts.looked for facts in seen.instances)):
