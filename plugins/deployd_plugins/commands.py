@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TAIL_BYTES = 2000
 """How much of the end of a command's output goes into a message."""
 
+_LOCK_AGAIN = 0.1
+"""Seconds between two tries to lock a log."""
+
 _OURS_ALONE = (
     "INVOCATION_ID",
     "JOURNAL_STREAM",
@@ -67,18 +70,27 @@ def run(
     `env` is added to the agent's own; the directory is told as PWD as well, unresolved. What the command leaves running in the
     background lives on when it ends in time. The output is appended to `log`, or else thrown away after the tail was read.
 
+    While anything writes to `log`, nothing else is started on it: a command that outlived an agent that was killed is waited for,
+    so that the next agent never runs it beside itself.
+
     Raises:
         ConfigError: The command, its directory or the log cannot be used.
-        Unavailable: The machine has no room for another process.
+        Unavailable: The machine has no room for another process, or an earlier run goes on for longer than `timeout`.
     """
     import os
     import tempfile
+    import time
+
+    deadline = time.monotonic() + timeout
 
     identity, account = as_user(run_as) if run_as else ({}, {})
     try:
         output: BinaryIO
         with tempfile.TemporaryFile() if log is None else log.open("ab+") as output:
             # Where this output begins must be known before: the command shares the position in the file, and moves it.
+            if log is not None:
+                _wait_for_earlier_run(output, log, deadline)
+                timeout = max(0.0, deadline - time.monotonic())
             begin = output.seek(0, os.SEEK_END)
             process = _start(argv, output, _environment(account | dict(env or {}), cwd), cwd, identity)
             return Outcome(_finish(process, timeout, grace), _tail(output, begin))
@@ -87,6 +99,22 @@ def run(
     except (OSError, ValueError) as error:
         # ValueError: a NUL in an argument. OSError: no memory, too many processes, an executable of no known format.
         raise Unavailable(f"cannot run {argv[0]!r}: {error}") from error
+
+
+def _wait_for_earlier_run(output: BinaryIO, log: Path, deadline: float) -> None:
+    """Lock the log. The command inherits it with its output, so that the lock is held for as long as the command lives."""
+    import fcntl
+    import time
+
+    while True:
+        try:
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Unavailable(f"an earlier run still writes to {log}", hint=f"see who: fuser -v {log}") from None
+            time.sleep(_LOCK_AGAIN)  # there is no waiting for a lock with a deadline
+        else:
+            return
 
 
 def wait_gone(pid: int, timeout: float) -> bool:
