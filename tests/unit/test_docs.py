@@ -117,3 +117,12 @@ def test_every_page_can_be_reached():
 
     assert pages == navigation
     assert pages <= linked
+
+
+def test_the_architecture_page_names_every_module():
+    """Whoever looks for a module of the core finds it on the page, and layers in pyproject.toml."""
+    modules = {path.name for path in (ROOT / "deployd_core").glob("[!_]*.py")}
+    layers = set(re.findall(r"deployd_core\.(\w+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+
+    assert set() == {module for module in modules if f"`{module}`" not in PAGES["ARCHITECTURE.md"]}
+    assert set() == {module for module in modules if module.removesuffix(".py") not in layers}
