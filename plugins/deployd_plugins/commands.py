@@ -62,6 +62,7 @@ def run(
     log: Path | None = None,
     grace: float = 0.0,
     run_as: str = "",
+    alone: bool = False,
 ) -> Outcome:
     """Run a command to its end, at most `timeout` seconds; then its whole process group is killed.
 
@@ -70,8 +71,8 @@ def run(
     `env` is added to the agent's own; the directory is told as PWD as well, unresolved. What the command leaves running in the
     background lives on when it ends in time. The output is appended to `log`, or else thrown away after the tail was read.
 
-    While anything writes to `log`, nothing else is started on it: a command that outlived an agent that was killed is waited for,
-    so that the next agent never runs it beside itself.
+    With `alone`, nothing is started on `log` while a command that was run alone still writes to it: one that outlived an agent
+    that was killed is waited for, so that the next agent never runs it beside itself. Not for what starts daemons, which keep it.
 
     Raises:
         ConfigError: The command, its directory or the log cannot be used.
@@ -82,15 +83,14 @@ def run(
     import time
 
     deadline = time.monotonic() + timeout
-
     identity, account = as_user(run_as) if run_as else ({}, {})
     try:
         output: BinaryIO
         with tempfile.TemporaryFile() if log is None else log.open("ab+") as output:
-            # Where this output begins must be known before: the command shares the position in the file, and moves it.
-            if log is not None:
+            if alone and log is not None:
                 _wait_for_earlier_run(output, log, deadline)
                 timeout = max(0.0, deadline - time.monotonic())
+            # Where this output begins must be known before: the command shares the position in the file, and moves it.
             begin = output.seek(0, os.SEEK_END)
             process = _start(argv, output, _environment(account | dict(env or {}), cwd), cwd, identity)
             return Outcome(_finish(process, timeout, grace), _tail(output, begin))
