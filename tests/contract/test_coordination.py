@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import pytest
+from msgspec.structs import replace
 
 from deployd_core import rollouts
 from deployd_core.coordination import (
@@ -573,14 +574,28 @@ def test_releasing_reports_and_clears_the_failure(world: World) -> None:
     world.apply(make_spec(Share(5)))
     host = joined(world, "h1")
     snapshot = settled(host, world.enable("v1"))
-    take_until_known(host)
+    permit = take_until_known(host)
     host.record_failure(snapshot, "will not start")
+    snapshot = replace(snapshot, permit=permit)
 
     for _ in range(2):
         host.release_permit(snapshot, status_of(snapshot))
 
     assert ((), {}) == (world.permits(), world.rollout().failures)
     assert {"h1": status_of(snapshot)} == world.statuses()
+
+
+def test_a_permit_that_was_granted_later_is_not_given_back(world: World) -> None:
+    """A release that comes late, after an operator took the permit and the host has a new one, takes nothing from it."""
+    world.apply(make_spec(Share(5)))
+    host = joined(world, "h1")
+    snapshot = settled(host, world.enable("v1"))
+    permit = take_until_known(host)
+    late = replace(snapshot, permit=replace(permit, token=permit.token - 1))
+
+    host.release_permit(late, status_of(snapshot))
+
+    assert ["h1"] == [held.host for held in world.permits()]
 
 
 def test_reports_replace_each_other(world: World) -> None:
@@ -624,7 +639,7 @@ def test_a_write_whose_answer_was_lost_can_be_repeated(world: World, write: str)
     host = joined(world, "h1")
     rollout_id = world.enable("v1")
     snapshot = settled(host, rollout_id)
-    take_until_known(host)
+    snapshot = replace(snapshot, permit=take_until_known(host))
     world.lose_next_answer("h1")
 
     for _ in range(2):
