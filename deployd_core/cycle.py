@@ -15,8 +15,11 @@ from __future__ import annotations
 from msgspec import Struct
 
 from deployd_core.acts import Act, CloseGate, OpenGate, Restart, WarmUp
-from deployd_core.model import Health, InstanceView, Phase, Plan, State
+from deployd_core.model import Action, Health, InstanceView, Phase, Plan, State
 from deployd_core.observation import InstanceFacts, Observation, Rules, Setback
+
+_DOWN_TO_STAY = 2.0
+"""Seconds without a process after which a restart counts as failed."""
 
 
 class Moves(Struct, frozen=True, kw_only=True):
@@ -71,6 +74,8 @@ def waiting(shown: tuple[InstanceView, ...]) -> frozenset[str]:
 
 def impossible(wish: Plan, rules: Rules, count: int) -> str:
     """Why a plan can never be carried out, with the arithmetic; empty when it can."""
+    if wish.action is Action.RELOAD:
+        return "the strategy asks for a reload, but what a process that was only reloaded serves cannot be told: have it restart"
     floor = _floor(wish, rules, count)
     if floor < count or count < 2:
         return ""
@@ -107,8 +112,11 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
 
 def _steady(facts: InstanceFacts, seen: Observation) -> bool:
     """Healthy often enough in a row, and for long enough."""
-    stable = facts.healthy_since is not None and seen.now - facts.healthy_since >= seen.rules.stable_for
-    return stable and _healthy(facts, seen.rules)
+    if facts.healthy_since is None or facts.healthy_until is None:
+        return False
+    # From look to look, and not until now: that nothing was heard since is no evidence.
+    healthy_for = max(0.0, facts.healthy_until - facts.healthy_since)
+    return healthy_for >= seen.rules.stable_for and _healthy(facts, seen.rules)
 
 
 def _healthy(facts: InstanceFacts, rules: Rules) -> bool:
@@ -116,7 +124,7 @@ def _healthy(facts: InstanceFacts, rules: Rules) -> bool:
 
 
 def _deadline(view: InstanceView, rules: Rules) -> float:
-    return view.since + (rules.drain_timeout if view.phase is Phase.DRAINING else rules.healthy_timeout)
+    return view.since + (rules.drain_timeout if view.phase is Phase.DRAINING else rules.restart_timeout + rules.healthy_timeout)
 
 
 def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish: Plan) -> Act | None:
@@ -127,7 +135,7 @@ def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish
     if view.phase is not Phase.WARMING or not facts.looked:
         return None
     restart = Restart(instance=facts.name, action=wish.action)
-    if facts.serves != seen.build and (restart.key in seen.setbacks or (not facts.running and facts.state is State.STOPPED)):
+    if facts.serves != seen.build and restart.key in seen.setbacks:
         return restart
     if not _healthy(facts, seen.rules):
         return None
@@ -154,13 +162,19 @@ def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setbac
     """Why an instance has failed; empty while there is hope."""
     wrong_build = facts.running and facts.serves != seen.build
     last = setback.reason if setback else facts.evidence if wrong_build else facts.reason
-    if view.phase is Phase.WARMING and facts.looked and not facts.running and facts.state is State.FAILED:
-        return f"{facts.name} did not start: {last}"
+    if view.phase is Phase.WARMING and _is_down(facts, seen) and (facts.state is State.FAILED or setback is None):
+        return f"{facts.name} did not stay up after its restart: {last}"
     if seen.now < _deadline(view, seen.rules) or view.phase is Phase.RESTARTING:
         return ""
     if view.phase is Phase.DRAINING:
         return f"{facts.name} had {facts.in_flight} connections in flight after {seen.rules.drain_timeout:g} s"
     return f"{facts.name} was not healthy {seen.rules.healthy_timeout:g} s after its restart: {last}"
+
+
+def _is_down(facts: InstanceFacts, seen: Observation) -> bool:
+    """Whether an instance is down to stay: for a moment it may be down between two tries of its manager, or before its pid file."""
+    down = facts.looked and not facts.running and facts.state in (State.FAILED, State.STOPPED)
+    return down and seen.now - facts.state_since >= _DOWN_TO_STAY
 
 
 def _enter(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> tuple[list[str], str]:
@@ -177,6 +191,8 @@ def _enter(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> tu
             continue
         if name not in looked:
             held_back = f"{name}: not looked at yet"
+        elif view.state is State.UNKNOWN:
+            held_back = f"{name}: nobody knows whether it runs"
         elif view.available and available - 1 < floor:
             held_back = f"{name}: {available} of {len(shown)} instances are available and {floor} must stay so"
         else:
