@@ -2,9 +2,9 @@
 
     python bench/rollout.py [HOSTS] [LIMIT]
 
-Targets: the rollout takes at most 1.15 times HOSTS / LIMIT times what one restart takes when it is done by hand; from `enable` to the
-agents' first action 50 ms (median); an idle agent at most 60 MB of memory and 0.2 % of a core. Everything is measured in one run
-on one machine, which the agents, their supervisors, the services and ZooKeeper share. Exits 1 past a target.
+Targets: the rollout takes at most 1.15 times HOSTS / LIMIT times what one restart takes when it is done by hand; from `enable` to
+the agents' first action 50 ms (median); an idle agent at most 60 MB of memory and 0.2 % of a core. Everything is measured in one
+run on one machine, which the agents, their supervisors, the services and ZooKeeper share. Exits 1 past a target.
 """
 
 from __future__ import annotations

@@ -21,7 +21,18 @@ class Act(Struct, frozen=True):
         return type(self).__name__.lower()
 
 
-class Resolve(Act, frozen=True):
+class BuildAct(Act, frozen=True):
+    """An act on one build: one that hangs for an old build is not in the way of a new one."""
+
+    build: str
+
+    @property
+    def key(self) -> str:
+        """The verb and the build."""
+        return f"{type(self).__name__.lower()}:{self.build}"
+
+
+class Resolve(BuildAct, frozen=True):
     """Ask the source for the digest that nobody pinned."""
 
     @property
@@ -30,7 +41,7 @@ class Resolve(Act, frozen=True):
         return "asking the source for the digest"
 
 
-class Fetch(Act, frozen=True):
+class Fetch(BuildAct, frozen=True):
     """Download the build and verify its digest."""
 
     @property
@@ -39,7 +50,7 @@ class Fetch(Act, frozen=True):
         return "fetching and verifying the build"
 
 
-class Unpack(Act, frozen=True):
+class Unpack(BuildAct, frozen=True):
     """Unpack the verified archive aside, and publish it as a release."""
 
     @property
@@ -48,7 +59,7 @@ class Unpack(Act, frozen=True):
         return "unpacking the build"
 
 
-class RunStep(Act, frozen=True):
+class RunStep(BuildAct, frozen=True):
     """Run one post-install step in the release."""
 
     number: int
@@ -57,7 +68,7 @@ class RunStep(Act, frozen=True):
     @property
     def key(self) -> str:
         """One step at a time is under way, but each fails for itself."""
-        return f"runstep:{self.marker}"
+        return f"runstep:{self.build}:{self.marker}"
 
     @property
     def doing(self) -> str:
@@ -122,12 +133,21 @@ class WarmUp(InstanceAct, frozen=True):
 
 
 class Settle(Act, frozen=True):
-    """Mark the release as good, give the permit back with the report, and tidy up."""
+    """Mark the release as good, and give the permit back with the report."""
 
     @property
     def doing(self) -> str:
         """For a person."""
         return "putting the deploy on record"
+
+
+class Tidy(Act, frozen=True):
+    """Remove releases and archives that nobody needs."""
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return "removing old releases"
 
 
 class RecordFailure(Act, frozen=True):

@@ -78,9 +78,8 @@ class Agent:
             stack.callback(self._stop_engines)
             self._start_engines(events)
             self._notifier.send("READY=1", f"STATUS=following {', '.join(self._engines) or 'no service'}")
-            announced = False
             while not ended.is_set():
-                announced = announced or self._announce()
+                announced = self._announce()
                 self._beat()
                 ended.wait(_BEAT if announced else _JOIN_RETRY)
             self._notifier.send("STATUS=stopping at the next safe point")
@@ -132,7 +131,10 @@ class Agent:
         for engine in self._engines.values():
             engine.wake()
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                # A restart under way is waited for, however long it may take: systemd must not take that for a hang.
+                self._notifier.send("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={int(4 * _BEAT * 1e6)}")
+                thread.join(_BEAT)
 
     def _announce(self) -> bool:
         """Say that this agent is alive; False while another one of the same name is, or ZooKeeper is away."""
@@ -196,14 +198,15 @@ def run(config_path: Path, plugins_directory: Path | None = None) -> int:
             Agent(config, _load_plugins(config, plugins_directory), notifier).live(ended)
             if not finish.is_set():
                 notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-                config = _reread(config_path, config)
+                config = _reread(config_path, config, plugins_directory)
     notifier.send("STOPPING=1")
     return 0
 
 
-def _reread(path: Path, old: AgentConfig) -> AgentConfig:
+def _reread(path: Path, old: AgentConfig, plugins_directory: Path | None) -> AgentConfig:
     try:
         config = load_agent_config(path)
+        make_reporters(config, _load_plugins(config, plugins_directory))
     except DeploydError as error:
         _LOG.error("%s; going on with the configuration as it was", error)
         return old

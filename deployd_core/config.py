@@ -117,6 +117,8 @@ def load_agent_config(path: Path) -> AgentConfig:
     config: AgentConfig = convert(read_toml(path), AgentConfig, where=str(path))
     if not config.host:
         config = msgspec.structs.replace(config, host=socket.gethostname())
+    if config.observe_every < 1:
+        raise ConfigError(f"{path}: observe_every is {config.observe_every}, which is less than 1s", hint='write "30s"')
     check_name(config.host, f"{path}: host")
     check_name(config.zone, f"{path}: zone")
     for service in config.services:

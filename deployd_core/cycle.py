@@ -17,11 +17,14 @@ from msgspec import Struct
 
 from deployd_core.acts import Act, CloseGate, CloseIdle, InstanceAct, OpenGate, Restart, WarmUp
 from deployd_core.contracts import AtDeadline
-from deployd_core.model import Health, InstanceView, Phase, Plan, State
+from deployd_core.model import Action, Health, InstanceView, Phase, Plan, State
 from deployd_core.observation import Drain, InstanceFacts, Observation, Rules, Setback
 
 _QUIET = 3
 """Counts in a row that find nothing, before an instance is taken for drained: one may fall between two requests."""
+
+_DOWN_TO_STAY = 2.0
+"""Seconds without a process after which a restart counts as failed."""
 
 
 class Moves(Struct, frozen=True, kw_only=True):
@@ -83,6 +86,8 @@ def impossible(wish: Plan, rules: Rules, count: int) -> str:
     """Why a plan can never be carried out, with the arithmetic; empty when it can."""
     if wish.impossible:
         return wish.impossible
+    if wish.action is Action.RELOAD:
+        return "the strategy asks for a reload, but what a process that was only reloaded serves cannot be told: have it restart"
     floor = _floor(wish, rules, count)
     if floor < count or count < 2:
         return ""
@@ -140,8 +145,11 @@ def leftovers(seen: Observation) -> tuple[Act, ...]:
 
 def _steady(facts: InstanceFacts, seen: Observation) -> bool:
     """Healthy often enough in a row, and for long enough."""
-    stable = facts.healthy_since is not None and seen.now - facts.healthy_since >= seen.rules.stable_for
-    return stable and _healthy(facts, seen.rules)
+    if facts.healthy_since is None or facts.healthy_until is None:
+        return False
+    # From look to look, and not until now: that nothing was heard since is no evidence.
+    healthy_for = max(0.0, facts.healthy_until - facts.healthy_since)
+    return healthy_for >= seen.rules.stable_for and _healthy(facts, seen.rules)
 
 
 def _healthy(facts: InstanceFacts, rules: Rules) -> bool:
@@ -172,7 +180,7 @@ def _may(act: InstanceAct, seen: Observation) -> bool:
 def _deadline(facts: InstanceFacts, view: InstanceView, rules: Rules) -> float:
     drain = rules.drain
     if drain is None or view.phase not in (Phase.DRAINING, Phase.RETURNING):
-        return view.since + rules.healthy_timeout
+        return view.since + rules.restart_timeout + rules.healthy_timeout
     if view.phase is Phase.RETURNING:
         return (facts.opened_at or view.since) + drain.traffic_timeout
     return view.since + _drain_time(drain, rules)
@@ -190,7 +198,7 @@ def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish
     if view.phase is not Phase.WARMING or not facts.looked:
         return None
     restart = Restart(instance=facts.name, action=wish.action)
-    if facts.serves != seen.build and (restart.key in seen.setbacks or (not facts.running and facts.state is State.STOPPED)):
+    if facts.serves != seen.build and restart.key in seen.setbacks:
         return _restart_again(facts, view, seen, restart)
     if not _healthy(facts, seen.rules):
         return _close_again(facts, seen)
@@ -229,8 +237,9 @@ def _next_drain_move(facts: InstanceFacts, view: InstanceView, seen: Observation
     drain = seen.rules.drain
     if drain is None:
         return OpenGate(instance=facts.name)  # the spec has changed to a strategy without gates
-    if facts.gate_closed and not facts.gate_ours:
-        return CloseGate(instance=facts.name)  # left by an agent that died: taken over before anything else
+    if facts.gate_closed and (not facts.gate_ours or facts.lease_left <= 0):
+        # Left by an agent that died, or holding by half since somebody has meddled with the rules: made ours before anything else.
+        return CloseGate(instance=facts.name)
     if facts.connections is None or not facts.gate_closed:
         return None
     settled = seen.now - seen.waits.get(_closed_key(facts.name), seen.now) >= drain.settle
@@ -264,8 +273,8 @@ def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setbac
     """Why an instance has failed; empty while there is hope."""
     wrong_build = facts.running and facts.serves != seen.build
     last = setback.reason if setback else facts.evidence if wrong_build else facts.reason
-    if view.phase is Phase.WARMING and facts.looked and not facts.running and facts.state is State.FAILED:
-        return f"{facts.name} did not start: {last}"
+    if view.phase is Phase.WARMING and _is_down(facts, seen) and (facts.state is State.FAILED or setback is None):
+        return f"{facts.name} did not stay up after its restart: {last}"
     if seen.now < _deadline(facts, view, seen.rules) or view.phase in (Phase.RESTARTING, Phase.RETURNING):
         return ""
     if view.phase is Phase.DRAINING:
@@ -273,7 +282,8 @@ def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setbac
         if drain is None or (drain.at_deadline is AtDeadline.PROCEED and facts.connections is not None):
             return ""
         return f"{facts.name} was not drained after {_drain_time(drain, seen.rules):g} s: {_in_flight(facts)}"
-    return f"{facts.name} was not healthy {seen.rules.healthy_timeout:g} s after its restart: {last}"
+    state = "ready" if _healthy(facts, seen.rules) else "healthy"  # one that is healthy may not get warm, or its gate not open
+    return f"{facts.name} was not {state} {seen.rules.healthy_timeout:g} s after its restart: {last}"
 
 
 def _not_let_in(facts: InstanceFacts, view: InstanceView, seen: Observation) -> tuple[str, ...]:
@@ -293,6 +303,12 @@ def _drain_waits(seen: Observation, shown: tuple[InstanceView, ...]) -> frozense
     closed = {_closed_key(facts.name) for facts in seen.instances if facts.gate_closed}
     trying = {_wait_key(Phase.DRAINING, view.name) for view in shown if view.phase is Phase.STALE}
     return frozenset(closed | (trying & seen.waits.keys()))
+
+
+def _is_down(facts: InstanceFacts, seen: Observation) -> bool:
+    """Whether an instance is down to stay: for a moment it may be down between two tries of its manager, or before its pid file."""
+    down = facts.looked and not facts.running and facts.state in (State.FAILED, State.STOPPED)
+    return down and seen.now - facts.state_since >= _DOWN_TO_STAY
 
 
 def _enter(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> tuple[list[str], str]:
@@ -322,6 +338,8 @@ def _obstacle(facts: InstanceFacts, seen: Observation) -> str:
     """Why an instance cannot enter the cycle, whatever the others do."""
     if not facts.looked:
         return "not looked at yet"
+    if facts.state is State.UNKNOWN:
+        return "nobody knows whether it runs"
     return facts.gate_problem if seen.rules.drain is not None else ""
 
 

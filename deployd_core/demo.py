@@ -139,9 +139,7 @@ class Demo:
         self._stack.callback(self._zookeeper.stop)
         self._zookeeper.start()
         addresses = [f"127.0.1.{10 + number}" for number in range(1, self._hosts + 1)]
-        self._fleet = Fleet(
-            self._directory, self.address, {SERVICE: _free_ports(addresses, INSTANCES)}, hosts=self._hosts, first_address=10
-        )
+        self._fleet = Fleet(self._directory, self.address, {SERVICE: _free_ports(addresses, INSTANCES)}, hosts=self._hosts)
         self._stack.callback(self._fleet.stop)
         self._fleet.start()
         self._session = Session(self._zookeeper.address, CHROOT)

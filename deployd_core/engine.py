@@ -21,30 +21,36 @@ import msgspec
 from msgspec import Struct
 
 from deployd_core.acts import Act, Restart
-from deployd_core.api import HostCall, InstanceCall
+from deployd_core.api import HostCall, InstanceCall, State, Verdict
+from deployd_core.asking import ask_strategy
 from deployd_core.clock import Clock, rfc3339
 from deployd_core.config import ServiceSetup, root_of, set_up
 from deployd_core.coordination import Coordination, Denial, Denied, HostStatus, Link, Snapshot
-from deployd_core.errors import DeploydError, PluginError, Unavailable
+from deployd_core.errors import DeploydError
 from deployd_core.events import Events
 from deployd_core.looking import Looking
-from deployd_core.model import Build, Event, HostView, Instance, Plan, Veto
-from deployd_core.observing import observe, pinned_digest, rules_of
+from deployd_core.model import Build, Event, Instance, Veto
+from deployd_core.observing import observe, pinned_digest
 from deployd_core.performing import Performer, Scene
 from deployd_core.planner import Decision, HostStep, plan_host
 from deployd_core.plugins import Plugins
 from deployd_core.releases import Disk, ReleaseStore
-from deployd_core.reporting import Report
+from deployd_core.reporting import Report, progress_in_words
 from deployd_core.setbacks import Setbacks
-from deployd_core.tasks import Outcome, Tasks, ThreadTasks
+from deployd_core.sightings import Sighting
+from deployd_core.tasks import Outcome, Tasks, ThreadTasks, error_of
 
 _LOG = logging.getLogger("deployd.engine")
 
 _REREAD_EVERY = 60.0
 """Seconds after which ZooKeeper is read again without being told to: a net under missed watches."""
 _RETRY = 1.0
-_CHANGES_DISK = ("fetch", "unpack", "runstep", "flip", "settle")
+_CHANGES_DISK = ("fetch", "unpack", "runstep", "flip", "settle", "tidy")
 _DISRUPTIVE = ("restart:", "flip")
+_EXCLUSIVE = (*_DISRUPTIVE, "settle", "tidy")
+"""Acts of which no second one is begun beside a first that hangs."""
+_GIVING_BACK = ("takepermit", "settle", "recordfailure")
+"""Acts that wait for ZooKeeper alone: when it has answered there is no reason to wait on."""
 
 
 class Identity(Struct, frozen=True, kw_only=True):
@@ -96,6 +102,7 @@ class Engine:
         self._epoch = 0
         self._aim: tuple[object, ...] = ()
         self._digest: str | None = None
+        self._tidy = False
         self._random = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._setbacks = Setbacks(self._random)
         self._waits: dict[str, float] = {}
@@ -117,8 +124,9 @@ class Engine:
         while not stop.is_set():
             try:
                 wait = self.round()
-            except Exception:  # noqa: BLE001 - one of the two boundaries: a bug in one service must not end the others
+            except Exception as error:  # noqa: BLE001 - one of the two boundaries: a bug in one service must not end the others
                 _LOG.exception("%s: a round failed; this is a bug in deployd, please report it", self.service)
+                self._last_error = f"a round failed, see the agent's log: {type(error).__name__}: {error}"
                 wait = _RETRY
             self._awake.wait(wait)
             self._awake.clear()
@@ -144,7 +152,7 @@ class Engine:
         self._waits = {key: self._waits.get(key, now) for key in decision.waits}
         self._start(decision, self._snapshot, self._setup, self._disk, now)
         status = self._tell(decision, self._snapshot)
-        return self._until_next(decision, status, self._setup, now)
+        return self._until_next(decision, status, now)
 
     # Observe.
 
@@ -156,11 +164,12 @@ class Engine:
         self._changed = False
         try:
             snapshot = self._coordination.snapshot(self.service)
-        except Unavailable as error:
+        except DeploydError as error:
             _LOG.warning("%s: %s", self.service, error)
             self._read_at = now - _REREAD_EVERY + _RETRY
             return
         self._read_at = now
+        self._look_at_disk()  # a person may have put right what was in the way
         before, self._snapshot = self._snapshot, snapshot
         if before is None or before.spec != snapshot.spec or snapshot.problem or self._problem:
             self._prepare(snapshot)
@@ -168,7 +177,10 @@ class Engine:
         if aim != self._aim:
             self._aim = aim
             self._take_aim()
-        self._setbacks.lift("takepermit")
+        elif before is not None and before.failure is not None and snapshot.failure is None:
+            self._take_aim()  # somebody wants it tried again
+        for key in _GIVING_BACK:
+            self._setbacks.lift(key)
 
     def _prepare(self, snapshot: Snapshot) -> None:
         """Make what the spec names. A spec that cannot be carried out is shown as a problem, and nothing is touched."""
@@ -178,10 +190,12 @@ class Engine:
             return
         try:
             setup = set_up(snapshot.spec, self.service, self._plugins)
-            if self._store is None or self._setup is None or self._setup.spec.service != setup.spec.service:
-                self._root = root_of(setup.spec, service=self.service, host=self._identity.host)
-                self._store = ReleaseStore(self.service, self._root, reserve=setup.spec.service.reserve)
+            root = root_of(setup.spec, service=self.service, host=self._identity.host)
+            self._store = ReleaseStore(self.service, root, reserve=setup.spec.service.reserve)
+            if root != self._root:
+                # Once per root: it clears leftovers, which may be what a task of ours is writing.
                 self._store.prepare()
+                self._root = root
             self._disk = self._store.look()
         except DeploydError as error:
             self._problem = f"{error.message}; {error.hint}" if error.hint else error.message
@@ -196,6 +210,7 @@ class Engine:
         self._cancel = threading.Event()
         self._digest = None
         self._last_error = ""
+        self._tidy = False
         self._setbacks.clear()
         self._waits.clear()
         self._looking.forget_orders()
@@ -209,6 +224,7 @@ class Engine:
             disk,
             self._looking.facts(self._clock.time()),
             digest=self._digest,
+            tidy=self._tidy,
             busy=self._tasks.busy,
             setbacks=self._setbacks.by_key,
             waits=self._waits,
@@ -216,16 +232,10 @@ class Engine:
             connected=self._coordination.link is Link.CONNECTED,
             now=now,
         )
-        decision = plan_host(seen, lambda view: self._ask_strategy(setup, view))
+        decision = plan_host(seen, lambda view: ask_strategy(setup.strategy, view))
         if decision.step is HostStep.FETCHING and self._progress is not None:
-            return msgspec.structs.replace(decision, reason=_progress_words(*self._progress))
+            return msgspec.structs.replace(decision, reason=progress_in_words(*self._progress))
         return decision
-
-    def _ask_strategy(self, setup: ServiceSetup, view: HostView) -> Plan:
-        plan = setup.strategy.call("planning", lambda strategy: strategy.plan(view))
-        if not isinstance(plan, Plan):
-            raise PluginError(f"strategy {setup.strategy.name} [{setup.strategy.provider}] returned {plan!r}, which is no Plan")
-        return plan
 
     # Act.
 
@@ -260,7 +270,13 @@ class Engine:
                 self._last_error = f"{act.instance} was restarted with {act.cut} connections in flight: the drain took too long"
                 self._emit("instance.cut", scene.snapshot, {"instance": act.instance, "connections": act.cut})
         _LOG.info("%s: %s", self.service, act.doing)
-        self._tasks.start(act.key, lambda: performer.perform(act, scene), timeout=performer.timeout(act, scene), epoch=self._epoch)
+        self._tasks.start(
+            act.key,
+            lambda: performer.perform(act, scene),
+            timeout=performer.timeout(act, scene),
+            epoch=self._epoch,
+            exclusive=act.key.startswith(_EXCLUSIVE),
+        )
 
     def _scene(self, decision: Decision, snapshot: Snapshot, setup: ServiceSetup, disk: Disk) -> Scene:
         digest = pinned_digest(snapshot, disk, self._digest)
@@ -285,10 +301,10 @@ class Engine:
 
     def _take(self, outcome: Outcome) -> None:
         kind, _, name = outcome.key.partition(":")
-        error = self._error(outcome)
+        error = error_of(outcome, self.service)
         if kind == "look":
-            if error is None:
-                self._looking.saw(name, outcome.value, started=outcome.started, ended=outcome.ended)
+            seen = outcome.value if error is None else Sighting(state=State.UNKNOWN, verdict=Verdict.unknown(error.message))
+            self._looking.saw(name, seen, started=outcome.started, ended=outcome.ended)
         elif kind == "report":
             self._report.sent(error)
         elif kind == "facts":
@@ -303,8 +319,14 @@ class Engine:
             self._progress = None
         if kind == "restart":
             self._looking.restarted(name, now)
-        elif error is None:
+        if kind != "restart" and error is None:
             self._take_gate(kind, name, outcome.value, now)
+        if kind == "settle" and self._snapshot is not None:
+            # The permit is gone, or may be, whatever is wanted by now: nothing may begin on what was read before.
+            self._snapshot = msgspec.structs.replace(self._snapshot, permit=None if error is None else self._snapshot.permit)
+            self._changed = True
+        if kind == "tidy":
+            self._tidy = True
         if outcome.epoch != self._epoch:
             return
         if error is not None:
@@ -312,14 +334,19 @@ class Engine:
             self._setbacks.failed(outcome.key, error, now)
             return
         self._setbacks.succeeded(outcome.key)
+        self._take_success(kind, name, outcome, now)
+
+    def _take_success(self, kind: str, name: str, outcome: Outcome, now: float) -> None:
         match kind:
+            case "settle":
+                self._last_error, self._tidy = "", False
             case "resolve":
                 self._digest = outcome.value
             case "warmup":
                 self._looking.warmed(name)
             case "takepermit":
                 self._take_answer(outcome, now)
-            case "settle" | "recordfailure":
+            case "recordfailure":
                 self._changed = True
 
     def _take_gate(self, kind: str, name: str, value: Any, now: float) -> None:
@@ -341,17 +368,6 @@ class Engine:
             self._setbacks.refused("takepermit", answer.reason, now, retry_after=_REREAD_EVERY)
         else:
             self._changed = True
-
-    def _error(self, outcome: Outcome) -> DeploydError | None:
-        """What went wrong in a task, as an error of ours; a bug is logged with its traceback."""
-        if outcome.error is None:
-            return None
-        if not isinstance(outcome.error, DeploydError):
-            bug = outcome.error if outcome.error.__traceback__ else None
-            _LOG.error("%s: %s: %s", self.service, outcome.key, outcome.error, exc_info=bug)
-            return PluginError(f"{outcome.key}: {type(outcome.error).__name__}: {outcome.error}")
-        _LOG.warning("%s: %s: %s", self.service, outcome.key, outcome.error)
-        return outcome.error
 
     def _look_at_disk(self) -> None:
         if self._store is None:
@@ -381,20 +397,16 @@ class Engine:
         at = rfc3339(self._clock.time())
         self._events.emit(Event(name=name, service=self.service, host=self._identity.host, at=at, build=build, detail=detail))
 
-    def _until_next(self, decision: Decision, status: HostStatus, setup: ServiceSetup, now: float) -> float:
+    def _until_next(self, decision: Decision, status: HostStatus, now: float) -> float:
         """Seconds until something is due that no task and no watch will wake us for."""
         due = [
             self._read_at + _REREAD_EVERY,
             self._tasks.next_deadline(),
             self._setbacks.next_retry(now),
-            self._looking.next_due(decision.instances, now, stable_for=rules_of(setup).stable_for),
-            self._report.due(status),
-            decision.deadline,
+            self._looking.next_due(decision.instances),
+            self._report.due(status, self._tasks.busy),
+            decision.deadline if decision.deadline is not None and decision.deadline > now else None,
         ]
         if self._changed:
             return 0.0
         return max(0.0, min(moment for moment in due if moment is not None) - self._clock.monotonic())
-
-
-def _progress_words(done: int, total: int | None) -> str:
-    return f"fetched {done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"fetched {done / 1e6:.0f} MB"

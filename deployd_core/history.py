@@ -29,6 +29,11 @@ class History(Struct, frozen=True, kw_only=True):
         good = (build, *(other for other in self.good if other != build))
         return msgspec.structs.replace(self, good=good[:_GOOD_KEPT])
 
+    def happened(self, current: str | None) -> tuple[Flip, ...]:
+        """The flips, without those at the end that a crash or the disk kept from happening: they are written down first."""
+        last = max((number for number, flip in enumerate(self.flips, start=1) if flip.build == current), default=0)
+        return self.flips if current is None else self.flips[:last]
+
     def flipped(self, build: str) -> History:
         """With a flip to a build at this moment."""
         flip = Flip(

@@ -18,6 +18,8 @@ _COUNTING = 0.1
 """Seconds between two counts of an instance's connections."""
 _DURING_DEPLOY = 1.0
 _BEFORE_DEPLOY = 2.0
+_PATIENCE = 60.0
+"""Seconds after which an instance that nothing is done to, and nothing is learnt of, is looked at no more often than others."""
 _SPARE = 10.0
 """Seconds that managers and gates get in a look, beside the probe."""
 _FACTS_TIMEOUT = 10.0
@@ -33,7 +35,7 @@ class Looking:
         self._observe_every = observe_every
         self._watches: dict[str, Watch] = {}
         self._lookout: Lookout | None = None
-        self._strategy: Callable[[HostCall], None] | None = None
+        self._stable_for = 0.0
         self._facts: dict[str, object] | None = {}
         self._next_facts = 0.0
 
@@ -42,6 +44,7 @@ class Looking:
         self._watches = {instance.name: self._watches.get(instance.name) or Watch(instance) for instance in setup.instances}
         if setup.manager is not None:
             options = setup.probe_options
+            self._stable_for = float(options.stable_for)
             self._lookout = Lookout(
                 manager=setup.manager, probe=setup.probe, gate=setup.gate, probe_timeout=float(options.timeout), owner=self._owner
             )
@@ -58,8 +61,8 @@ class Looking:
 
     @property
     def served(self) -> frozenset[str]:
-        """Builds that some instance serves."""
-        return frozenset(watch.serves for watch in self._watches.values() if watch.serves)
+        """Builds in whose releases instances live."""
+        return frozenset(watch.release for watch in self._watches.values() if watch.release)
 
     def forget_orders(self) -> None:
         """Another build is wanted: look at everything now, with fresh eyes."""
@@ -126,7 +129,7 @@ class Looking:
                 continue
             call = make_call(watch.instance, timeout)
             returning = _returning(decision.step, view, watch)
-            watch.next_look = now + (_COUNTING if returning else self._pace(decision.step, view, now - watch.changed_at))
+            watch.next_look = now + _COUNTING if returning else self._next_look(decision.step, view, watch, now)
             self._tasks.start(
                 key,
                 lambda call=call, back=returning: lookout.look(call, call.root, flips, returning=back),  # type: ignore[misc]
@@ -147,22 +150,32 @@ class Looking:
             epoch=epoch,
         )
 
-    def next_due(self, instances: Iterable[InstanceView], now: float, *, stable_for: float) -> float | None:
-        """When the next look is due, or an instance will have been healthy for the stability window."""
-        due = []
-        for view in instances:
-            watch = self._watches.get(view.name)
-            if watch is None or view.phase is Phase.RESTARTING or f"look:{view.name}" in self._tasks.busy:
-                continue
-            due.append(watch.next_look)
-            if view.phase is Phase.WARMING and watch.healthy_since is not None and watch.healthy_since + stable_for > now:
-                due.append(watch.healthy_since + stable_for)
-        return min(due, default=None)
+    def next_due(self, instances: Iterable[InstanceView]) -> float | None:
+        """When the next look is due."""
+        busy = self._tasks.busy
+        return min(
+            (
+                watch.next_look
+                for view in instances
+                if (watch := self._watches.get(view.name))
+                and view.phase is not Phase.RESTARTING
+                and f"look:{view.name}" not in busy
+            ),
+            default=None,
+        )
+
+    def _next_look(self, step: HostStep, view: InstanceView, watch: Watch, now: float) -> float:
+        """When to look at an instance again: at the latest when it may have been healthy for the stability window."""
+        regular = now + self._pace(step, view, now - watch.changed_at)
+        stable_at = watch.healthy_since + self._stable_for if watch.healthy_since is not None else regular
+        return min(regular, stable_at) if stable_at > now else regular
 
     def _pace(self, step: HostStep, view: InstanceView, quiet: float) -> float:
         """Seconds until the next look at an instance, after `quiet` seconds without a change."""
         if view.phase is Phase.DRAINING:
             return _COUNTING
+        if step is HostStep.CHECKING and quiet > _PATIENCE:
+            return self._observe_every
         if step in (HostStep.RESTARTING, HostStep.CHECKING) and view.phase.in_cycle:
             return min(_SLOWEST, max(_FASTEST, quiet / 10))
         if step in (HostStep.RESTARTING, HostStep.FAILED, HostStep.CHECKING, HostStep.FLIPPING):

@@ -30,6 +30,7 @@ class Rules(Struct, frozen=True, kw_only=True):
     healthy_after: int = 2
     stable_for: float = 1.0
     healthy_timeout: float = 300.0
+    restart_timeout: float = 0.0
     min_available: Share = Share(0)
 
 
@@ -48,6 +49,10 @@ class InstanceFacts(Struct, frozen=True, kw_only=True):
     streak: int = 0
     """Healthy answers in a row, from this very process."""
     healthy_since: float | None = None
+    healthy_until: float | None = None
+    """When the last look that found it healthy was begun."""
+    state_since: float = 0.0
+    """Since when every look found this very process, or none, in this state."""
     reason: str = ""
     """The last word of the probe or the manager."""
     evidence: str = ""
@@ -82,8 +87,8 @@ class Setback(Struct, frozen=True, kw_only=True):
 
     reason: str
     retry_at: float
-    permanent: bool = False
-    """Trying again cannot help until the spec or the enabled build changes."""
+    blocking: bool = False
+    """A person must change something; what is wrong on this host itself may be mended without a word, so it is tried again."""
 
 
 class Staging(Struct, frozen=True, kw_only=True):
@@ -115,6 +120,8 @@ class Observation(Struct, frozen=True, kw_only=True):
     flip_problem: str = ""
     good: bool = False
     """The wanted build is marked as the last good one."""
+    tidy: bool = True
+    """Releases that nobody needs have been removed since the last deploy."""
     instances: tuple[InstanceFacts, ...] = ()
     rules: Rules = Rules()
     connected: bool = True

@@ -18,6 +18,7 @@ def observe(
     instances: Sequence[InstanceFacts],
     *,
     digest: str | None,
+    tidy: bool,
     busy: frozenset[str],
     setbacks: Mapping[str, Setback],
     waits: Mapping[str, float],
@@ -39,6 +40,7 @@ def observe(
         steps=setup.step_markers,
         current=disk.current,
         flip_problem=disk.problem,
+        tidy=tidy,
         good=build is not None and disk.good[:1] == (build,),
         instances=tuple(instances),
         rules=rules_of(setup),
@@ -73,6 +75,7 @@ def rules_of(setup: ServiceSetup) -> Rules:
         healthy_after=probe.healthy_after,
         stable_for=float(probe.stable_for),
         healthy_timeout=float(table.healthy_timeout),
+        restart_timeout=float(table.restart_timeout),
         min_available=table.min_available,
     )
 

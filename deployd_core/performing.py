@@ -27,6 +27,7 @@ from deployd_core.acts import (
     RunStep,
     Settle,
     TakePermit,
+    Tidy,
     Unpack,
     WarmUp,
 )
@@ -35,7 +36,7 @@ from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.clock import Clock
 from deployd_core.config import ServiceSetup, step_timeout
 from deployd_core.coordination import Coordination, Denied, HostStatus, Permit, Snapshot
-from deployd_core.errors import ConfigError, PluginError
+from deployd_core.errors import ConfigError, PluginError, Unavailable
 from deployd_core.model import Action, Build, RestartRequest, Veto
 from deployd_core.releases import ReleaseStore
 
@@ -107,6 +108,7 @@ class Performer:
             Unpack: lambda scene: store.unpack(_pinned(scene), stop=scene.cancel),
             Flip: lambda scene: store.flip(_pinned(scene).id),
             Settle: self._settle,
+            Tidy: self._tidy,
         }
 
     def timeout(self, act: Act, scene: Scene) -> float:
@@ -120,9 +122,9 @@ class Performer:
             case Restart():
                 return table.restart_timeout + _GRACE
             case WarmUp():
-                return table.healthy_timeout
-            case Settle() | Flip():
-                return 300.0
+                return (scene.setup.spec.warmup.timeout if scene.setup.spec.warmup else 0.0) + _GRACE
+            case Settle() | Flip() | Tidy():
+                return 600.0
             case _:
                 return 60.0
 
@@ -189,12 +191,16 @@ class Performer:
         return self._coordination.take_permit(scene.snapshot, act.limit)
 
     def _settle(self, scene: Scene) -> None:
-        """The order matters: once the permit is gone nobody comes back for the rest."""
-        build = _pinned(scene)
-        table = scene.setup.spec.service
-        self._store.mark_good(build.id)
-        self._store.prune(keep=table.keep_releases, keep_bytes=table.keep_bytes, protect=scene.running | {build.id})
+        """The order matters: once the permit is gone nobody comes back for the mark."""
+        self._store.mark_good(_pinned(scene).id)
+        if scene.cancel.is_set():
+            raise Unavailable("another build is wanted: the permit is kept for it")
         self._coordination.release_permit(scene.snapshot, scene.converged_status)
+
+    def _tidy(self, scene: Scene) -> None:
+        table = scene.setup.spec.service
+        protect = scene.running | {_pinned(scene).id}
+        self._store.prune(keep=table.keep_releases, keep_bytes=table.keep_bytes, protect=protect)
 
     def _touch(self, act: InstanceAct, scene: Scene) -> Any:
         table = scene.setup.spec.instances
@@ -210,7 +216,8 @@ class Performer:
                     lambda plugin: plugin.reload(call) if reload else plugin.restart(call),
                 )
             case WarmUp():
-                warmup.send(call, table.warmup)
+                if scene.setup.spec.warmup is not None:
+                    warmup.send(call, scene.setup.spec.warmup, past_gate=scene.setup.drain is not None)
             case CloseGate():
                 return self._close_gate(act, call, scene)
             case CloseIdle():

@@ -20,11 +20,12 @@ from enum import Enum
 from msgspec import Struct
 
 from deployd_core import cycle
-from deployd_core.acts import Act, Fetch, Flip, RecordFailure, Resolve, RunStep, Settle, TakePermit, Unpack
+from deployd_core.acts import Act, Fetch, Flip, RecordFailure, Resolve, RunStep, Settle, TakePermit, Tidy, Unpack
 from deployd_core.errors import DeploydError
 from deployd_core.model import Health, HostView, InstanceView, Phase, Plan
 from deployd_core.observation import Observation
 
+_LOOKING = "looking at the instances"
 _ZOOKEEPER_AWAY = "ZooKeeper does not answer: nothing new begins until it does"
 
 
@@ -68,7 +69,11 @@ def plan_host(seen: Observation, strategy: Callable[[HostView], Plan]) -> Decisi
         strategy: The strategy's plan; may raise `DeploydError`, which the engine reports.
     """
     if seen.build is None:
-        return _decide(seen, HostStep.IDLE, reason="nothing is enabled")
+        held = "; this host holds a permit, which it gives back when a build is enabled and served" if seen.permit.held else ""
+        return _decide(seen, HostStep.IDLE, reason=f"nothing is enabled{held}")
+    if seen.busy & {Settle().key, Tidy().key}:
+        # A permit is being given back, or releases removed, maybe under an earlier build: nothing begins until that is done.
+        return _decide(seen, HostStep.CONVERGED if seen.good else HostStep.RESTARTING, reason="putting the deploy on record")
     return _plan_staging(seen) or _plan_serving(seen, strategy)
 
 
@@ -79,7 +84,7 @@ def _plan_serving(seen: Observation, strategy: Callable[[HostView], Plan]) -> De
     if flipped and not seen.permit.held and all(view.phase is not Phase.STALE for view in views):
         return _plan_at_rest(seen, views)
     if not seen.permit.held and (seen.facts is None or not all(facts.looked for facts in seen.instances)):
-        return _decide(seen, HostStep.CHECKING, reason="looking at the instances", views=views)
+        return _decide(seen, HostStep.CHECKING, reason=_LOOKING, views=views)
     if flipped and views_ready(views):
         return _settle(seen, HostStep.RESTARTING, views)
     if seen.failure is not None:
@@ -101,7 +106,7 @@ def views_ready(views: tuple[InstanceView, ...]) -> bool:
 
 def _plan_staging(seen: Observation) -> Decision | None:
     """Bring the build onto the disk. None when it is all there."""
-    staging = seen.staging
+    staging, build = seen.staging, seen.build or ""
     if staging.unpacked and seen.digest and staging.on_disk_digest not in (None, seen.digest):
         reason = (
             f"build {seen.build} on disk has digest {staging.on_disk_digest}, but {seen.digest} is enabled: "
@@ -110,19 +115,19 @@ def _plan_staging(seen: Observation) -> Decision | None:
         return _decide(seen, HostStep.BLOCKED, reason=reason)
     act: Act
     if seen.digest is None:
-        step, act = HostStep.FETCHING, Resolve()
+        step, act = HostStep.FETCHING, Resolve(build=build)
     elif not staging.unpacked and not staging.fetched:
-        step, act = HostStep.FETCHING, Fetch()
+        step, act = HostStep.FETCHING, Fetch(build=build)
     elif not staging.unpacked:
-        step, act = HostStep.UNPACKING, Unpack()
+        step, act = HostStep.UNPACKING, Unpack(build=build)
     else:
         missing = [number for number, marker in enumerate(seen.steps) if marker not in staging.steps_done]
         if not missing:
             return None
-        step, act = HostStep.PREPARING, RunStep(number=missing[0], marker=seen.steps[missing[0]])
+        step, act = HostStep.PREPARING, RunStep(build=build, number=missing[0], marker=seen.steps[missing[0]])
     setback = seen.setbacks.get(act.key)
-    if setback is not None and setback.permanent:
-        return _decide(seen, HostStep.BLOCKED, reason=setback.reason)
+    if setback is not None and setback.blocking:
+        return _decide(seen, HostStep.BLOCKED, acts=_if_ready(seen, act), reason=setback.reason)
     return _decide(seen, step, acts=_if_ready(seen, act), reason=setback.reason if setback else act.doing)
 
 
@@ -130,14 +135,17 @@ def _plan_at_rest(seen: Observation, views: tuple[InstanceView, ...]) -> Decisio
     """Nothing has to be restarted and no permit is held: at most something is to be put on record."""
     if views_ready(views):
         if seen.good and seen.failure is None:
-            return _decide(seen, HostStep.CONVERGED, views=views)
+            return _decide(seen, HostStep.CONVERGED, acts=() if seen.tidy else _if_ready(seen, Tidy()), views=views)
         return _settle(seen, HostStep.CONVERGED, views)
     if seen.failure is not None:
         return _decide(seen, HostStep.FAILED, reason=seen.failure, views=views)
     sick = [facts for facts in seen.instances if facts.health is Health.UNHEALTHY]
     if sick:
         return _decide(seen, HostStep.DEGRADED, reason=f"{sick[0].name}: {sick[0].reason}", views=views)
-    return _decide(seen, HostStep.CHECKING, reason="looking at the instances", views=views)
+    open_questions = [
+        f"{facts.name}: {facts.reason}" for facts in seen.instances if facts.health is Health.UNKNOWN and facts.reason
+    ]
+    return _decide(seen, HostStep.CHECKING, reason=open_questions[0] if open_questions else _LOOKING, views=views)
 
 
 def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: Callable[[HostView], Plan]) -> Decision:
@@ -160,13 +168,10 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
         if not seen.permit.held:
             return _decide(seen, HostStep.BLOCKED, reason=error.message, views=views)
         plan = Plan(cycle=(), why=error.message)  # what is in the cycle already goes on without the strategy
-    impossible = cycle.impossible(plan, seen.rules, len(views))
-    if impossible:
-        return _decide(seen, HostStep.BLOCKED, reason=impossible, views=views, plan=plan)
+    obstacle = _obstacle(seen, plan)
+    if obstacle:
+        return _decide(seen, HostStep.BLOCKED, reason=obstacle, views=views, plan=plan)
     if not seen.permit.held:
-        blind = [facts for facts in seen.instances if facts.gate_problem] if seen.rules.drain else []
-        if blind:
-            return _decide(seen, HostStep.BLOCKED, reason=f"{blind[0].name}: {blind[0].gate_problem}", views=views, plan=plan)
         return _plan_permit(seen, views, plan)
     if seen.current != seen.build:
         return _plan_flip(seen, views, plan)
@@ -186,13 +191,20 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
     )
 
 
+def _obstacle(seen: Observation, plan: Plan) -> str:
+    """What a person must change before anything is disturbed; empty when there is nothing."""
+    blind = [facts for facts in seen.instances if facts.gate_problem] if seen.rules.drain and not seen.permit.held else []
+    if blind:
+        return f"{blind[0].name}: {blind[0].gate_problem}"
+    in_the_way = seen.flip_problem if seen.current != seen.build else ""
+    return in_the_way or cycle.impossible(plan, seen.rules, len(seen.instances))
+
+
 def _plan_permit(seen: Observation, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
     return _begin(seen, HostStep.WAITING, TakePermit(limit=plan.limit, priority=plan.priority), views, plan)
 
 
 def _plan_flip(seen: Observation, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
-    if seen.flip_problem:
-        return _decide(seen, HostStep.BLOCKED, reason=seen.flip_problem, views=views, plan=plan)
     return _begin(seen, HostStep.FLIPPING, Flip(), views, plan)
 
 

@@ -35,6 +35,8 @@ class Running(Struct, frozen=True, kw_only=True):
     """The id of the build; None when that cannot be told."""
     why: str
     """The evidence, in words."""
+    release: str | None = None
+    """The build in whose release it lives, whatever it serves: its files are in use."""
 
 
 class Place(Struct, frozen=True, kw_only=True):
@@ -61,7 +63,8 @@ def inspect(pid: int, root: Path, flips: Sequence[Flip]) -> Running | None:
         # It ended while we looked, and what was read may be another's.
         return None
     serves, why = judge(process.started, place, root.resolve(), flips, boot_id())
-    return Running(process=process, serves=serves, why=why)
+    release, _ = _release_of(place, root.resolve())
+    return Running(process=process, serves=serves, why=why, release=release)
 
 
 def process_id(pid: int) -> ProcessId | None:

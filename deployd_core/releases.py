@@ -116,7 +116,7 @@ class ReleaseStore:
                 current=current if current in releases else None,
                 fetched=frozenset(f"sha256:{name[:-8]}" for name in _names(self._incoming) if name.endswith(".archive")),
                 good=history.good,
-                flips=history.flips,
+                flips=history.happened(current),
                 problem=self._in_the_way() or damage,
             )
 

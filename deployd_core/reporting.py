@@ -73,12 +73,19 @@ class Report:
         """This report went out with the permit that was given back."""
         self._written = status
 
-    def due(self, status: HostStatus) -> float | None:
-        """When there is something left to write."""
+    def due(self, status: HostStatus, busy: frozenset[str]) -> float | None:
+        """When there is something left to write; None while a write is under way, whose end wakes the loop."""
+        if _KEY in busy:
+            return None
         return self._not_before if self._written is None or _essence(status) != _essence(self._written) else None
 
     def _wall(self, moment: float | None) -> str | None:
         return None if moment is None else rfc3339(self._clock.time() + moment - self._clock.monotonic())
+
+
+def progress_in_words(done: int, total: int | None) -> str:
+    """How far a fetch is, in tenths: every change of these words is a write to ZooKeeper."""
+    return f"fetched {done * 10 // total * 10} % of {total / 1e6:.0f} MB" if total else "fetching, size unknown"
 
 
 def _essence(status: HostStatus | None) -> HostStatus | None:

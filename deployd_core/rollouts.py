@@ -184,17 +184,12 @@ def pause(session: Session, service: str, *, by: str, why: str = "") -> Rollout:
 
 
 def resume(session: Session, service: str, *, by: str, why: str = "") -> Rollout:
-    """Hand out permits again. After a halt the failures are forgotten, or the first permit would lead to the next halt.
+    """Hand out permits again, and forget the failures: hosts that failed try again.
 
     Raises:
         NotFound: No such service.
     """
-
-    def change(rollout: Rollout) -> Rollout:
-        failures = {} if rollout.state is RolloutState.HALTED else rollout.failures
-        return Rollout(state=RolloutState.OPEN, by=by, why=why, failures=failures)
-
-    return services.change_rollout(session, service, change)
+    return services.change_rollout(session, service, lambda _: Rollout(state=RolloutState.OPEN, by=by, why=why))
 
 
 def freeze(session: Session, *, by: str, why: str = "", until: datetime | None = None) -> None:

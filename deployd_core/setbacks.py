@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 
@@ -9,8 +10,8 @@ from deployd_core.errors import BuildRefused, ConfigError, DeploydError, Unknown
 from deployd_core.observation import Setback
 
 _FIRST, _MAX = 1.0, 60.0
-_PERMANENT = (BuildRefused, ConfigError, UnknownPlugin)
-"""Errors that trying again cannot mend: they are shown until the spec or the enabled build changes."""
+_BLOCKING = (BuildRefused, ConfigError, UnknownPlugin)
+"""Errors that a person has to do something about."""
 
 
 class Setbacks:
@@ -30,8 +31,11 @@ class Setbacks:
         """An act failed; the next attempt waits twice as long as the last one did."""
         attempt = self._attempts[key] = self._attempts.get(key, 0) + 1
         reason = f"{error.message} ({error.hint})" if error.hint else error.message
-        delay = min(_MAX, _FIRST * 2.0 ** min(attempt - 1, 10)) * self._random.uniform(0.8, 1.2)
-        self._setbacks[key] = Setback(reason=reason, retry_at=now + delay, permanent=isinstance(error, _PERMANENT))
+        blocking = isinstance(error, _BLOCKING)
+        delay = _MAX if blocking else min(_MAX, _FIRST * 2.0 ** min(attempt - 1, 10))
+        # The same bytes will not get better: a refused build waits for another one to be enabled.
+        retry_at = math.inf if isinstance(error, BuildRefused) else now + delay * self._random.uniform(0.8, 1.2)
+        self._setbacks[key] = Setback(reason=reason, retry_at=retry_at, blocking=blocking)
 
     def refused(self, key: str, reason: str, now: float, *, retry_after: float) -> None:
         """Somebody said no, which is no error: ask again after a while."""
@@ -54,6 +58,4 @@ class Setbacks:
 
     def next_retry(self, now: float) -> float | None:
         """When the next act may be tried again."""
-        return min(
-            (found.retry_at for found in self._setbacks.values() if found.retry_at > now and not found.permanent), default=None
-        )
+        return min((found.retry_at for found in self._setbacks.values() if now < found.retry_at < math.inf), default=None)

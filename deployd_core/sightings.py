@@ -23,6 +23,7 @@ from deployd_core.observation import InstanceFacts
 _STEADY_COUNTS, _STEADY_SECONDS = 5, 1.5
 """Clients are back when at least so many counts, over at least so many seconds, found some. A gate counts a connection as recent
 for a second, so that one request shows in counts over one second: only a second request makes them span more."""
+_NO_PROCESS = "says that it runs, but not as which process: have it tell the pid (pid_file, pid), or name the instance NAME@PORT"
 
 
 class Sighting(Struct, frozen=True, kw_only=True):
@@ -33,6 +34,8 @@ class Sighting(Struct, frozen=True, kw_only=True):
     serves: str | None = None
     evidence: str = ""
     """Why it is said to serve that build, or none."""
+    release: str | None = None
+    """The build in whose release it lives, whatever it serves."""
     verdict: Verdict
     closed: ClosedGate | None = None
     """None when its gate is open."""
@@ -73,6 +76,8 @@ class Lookout(Struct, frozen=True, kw_only=True):
         pid = status.pid
         if pid is None and status.state is State.RUNNING and call.instance.port is not None:
             pid = processes.listener(call.instance.port)
+        if pid is None and status.state is State.RUNNING:
+            return Sighting(state=status.state, verdict=Verdict.unknown(f"manager {self.manager.name} {_NO_PROCESS}"))
         running = processes.inspect(pid, root, flips) if pid is not None else None
         if running is None:
             return Sighting(state=status.state, verdict=Verdict.unhealthy(_words(status)))
@@ -81,6 +86,7 @@ class Lookout(Struct, frozen=True, kw_only=True):
             process=running.process,
             serves=running.serves,
             evidence=running.why,
+            release=running.release,
             verdict=self._check(call, status),
         )
 
@@ -124,6 +130,8 @@ class Watch:
         self._sighting: Sighting | None = None
         self._streak = 0
         self._healthy_since: float | None = None
+        self._healthy_until: float | None = None
+        self._state_since = 0.0
         self._warmed: ProcessId | None = None
         self._not_before = 0.0
         # Of the gate more is known than from the last look: what we did to it ourselves, even while the process is being restarted.
@@ -145,9 +153,12 @@ class Watch:
             self.changed_at = ended
         if before is None or before.process != sighting.process:
             self._streak, self._healthy_since = 0, None
+        if before is None or (before.process, before.state) != (sighting.process, sighting.state):
+            self._state_since = started
         if sighting.verdict.health is Health.HEALTHY:
             self._streak += 1
             self._healthy_since = ended if self._healthy_since is None else self._healthy_since
+            self._healthy_until = started
         else:
             self._streak, self._healthy_since = 0, None
         if not sighting.gate_problem:
@@ -223,9 +234,9 @@ class Watch:
         self._warmed = None
 
     @property
-    def serves(self) -> str | None:
-        """The build it served when last looked at."""
-        return self._sighting.serves if self._sighting else None
+    def release(self) -> str | None:
+        """The build in whose release it lived when last looked at."""
+        return (self._sighting.serves or self._sighting.release) if self._sighting else None
 
     @property
     def healthy_since(self) -> float | None:
@@ -259,6 +270,8 @@ class Watch:
             health=seen.verdict.health,
             streak=self._streak,
             healthy_since=self._healthy_since,
+            healthy_until=self._healthy_until,
+            state_since=self._state_since,
             reason=seen.verdict.reason,
             evidence=seen.evidence,
             warm=seen.process is not None and seen.process == self._warmed,

@@ -6,6 +6,7 @@ also why this is not `concurrent.futures.ThreadPoolExecutor`, whose threads are 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,7 +14,12 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from deployd_core.clock import Clock
+from deployd_core.errors import DeploydError, PluginError, Unavailable
 
+_LOG = logging.getLogger("deployd.tasks")
+
+_OFTEN = ("look:", "report")
+"""Tasks that come again and again: what goes wrong in them shows in the report, and need not fill the log."""
 _MAX_ABANDONED = 3
 """Threads that may hang under one key before the task is refused."""
 
@@ -33,6 +39,21 @@ class Overdue(Exception):
     """A task did not end in time."""
 
 
+def error_of(outcome: Outcome, about: str) -> DeploydError | None:
+    """What went wrong in a task, as an error of ours; a bug is logged with its traceback."""
+    error = outcome.error
+    if error is None:
+        return None
+    if isinstance(error, Overdue):
+        return Unavailable(f"{outcome.key}: {error}")
+    if not isinstance(error, DeploydError):
+        _LOG.error("%s: %s: %s", about, outcome.key, error, exc_info=error)
+        return PluginError(f"{outcome.key}: {type(error).__name__}: {error}")
+    if not outcome.key.startswith(_OFTEN):
+        _LOG.warning("%s: %s: %s", about, outcome.key, error)
+    return error
+
+
 class Tasks(Protocol):
     """Runs what the loop must not wait for."""
 
@@ -41,8 +62,8 @@ class Tasks(Protocol):
         """Keys of the tasks under way."""
         ...
 
-    def start(self, key: str, function: Callable[[], Any], *, timeout: float, epoch: int) -> None:
-        """Begin a task; its key must not be busy."""
+    def start(self, key: str, function: Callable[[], Any], *, timeout: float, epoch: int, exclusive: bool = False) -> None:
+        """Begin a task; its key must not be busy. An exclusive one is refused while an earlier one of its key still hangs."""
         ...
 
     def collect(self) -> list[Outcome]:
@@ -71,7 +92,7 @@ class ThreadTasks:
         with self._lock:
             return frozenset(self._under_way)
 
-    def start(self, key: str, function: Callable[[], Any], *, timeout: float, epoch: int) -> None:
+    def start(self, key: str, function: Callable[[], Any], *, timeout: float, epoch: int, exclusive: bool = False) -> None:
         """Begin a task on a new thread."""
         started = self._clock.monotonic()
         hanging = [thread for thread in self._abandoned.get(key, ()) if thread.is_alive()]
@@ -79,10 +100,10 @@ class ThreadTasks:
         thread = threading.Thread(target=self._run, args=(key, function, started, epoch), name=f"deployd-{key}", daemon=True)
         with self._lock:
             self._under_way[key] = (thread, started, started + timeout, epoch)
-        if len(hanging) < _MAX_ABANDONED:
+        if len(hanging) < (1 if exclusive else _MAX_ABANDONED):
             thread.start()
         else:
-            error = Overdue(f"{len(hanging)} earlier calls still hang")
+            error = Overdue(f"{len(hanging)} earlier {'call' if len(hanging) == 1 else 'calls'} of it still hang")
             self._end(thread, Outcome(key=key, epoch=epoch, started=started, ended=started, error=error))
 
     def collect(self) -> list[Outcome]:

@@ -232,10 +232,11 @@ class MemoryEnsemble:
         self._wrote(snapshot.service, f"permits/{snapshot.host}")
         return permit
 
-    def release(self, service: str, host: str, status: HostStatus) -> None:
-        """Take a permit back, with the report."""
+    def release(self, service: str, host: str, status: HostStatus, *, token: int | None) -> None:
+        """Take the permit of that token back, with the report."""
         found = self._existing(service)
-        if found.permits.pop(host, None) is not None:
+        if host in found.permits and found.permits[host].token == token:
+            del found.permits[host]
             self._wrote(service, f"permits/{host}")
         found.statuses[host] = status
         if host in found.rollout.failures:
@@ -308,7 +309,8 @@ class MemoryCoordination:
 
     def release_permit(self, snapshot: Snapshot, status: HostStatus) -> None:
         """Give the permit back and report; clears this host's failure."""
-        self._write(lambda: self._ensemble.release(snapshot.service, self._host, status))
+        token = snapshot.permit.token if snapshot.permit else None
+        self._write(lambda: self._ensemble.release(snapshot.service, self._host, status, token=token))
 
     def record_failure(self, snapshot: Snapshot, reason: str) -> None:
         """Enter this host's failure, and halt over the budget."""

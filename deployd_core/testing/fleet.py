@@ -114,7 +114,7 @@ class Fleet:
         zones: Sequence[str] = ("a", "b"),
         start_seconds: float = 0.2,
         session_timeout: str = "4s",
-        first_address: int = 10,
+        network: str = "127.0.1",
     ) -> None:
         """Lay out the fleet.
 
@@ -126,7 +126,7 @@ class Fleet:
             zones: Handed out in turn.
             start_seconds: How long the service takes to start.
             session_timeout: Of the agents' ZooKeeper sessions.
-            first_address: The hosts are 127.0.1.N from here on; two fleets at a time need different ones.
+            network: The first three bytes of the hosts' addresses; two fleets at a time need different ones.
         """
         self.directory = directory
         self.services = services
@@ -134,7 +134,7 @@ class Fleet:
         self.plugins.mkdir(parents=True)
         self.hosts: dict[str, FleetHost] = {}
         for number in range(1, hosts + 1):
-            name, address = f"h{number}", f"127.0.1.{first_address + number}"
+            name, address = f"h{number}", f"{network}.{10 + number}"
             host = FleetHost(
                 directory / name,
                 name,

@@ -153,7 +153,7 @@ class Systemd:
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run a command inside, such as ``systemctl daemon-reload``."""
-        enter = ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd=/"]
+        enter = ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root"]
         return subprocess.run([*enter, *argv], check=False, capture_output=True, text=True, timeout=30)
 
     def write_unit(self, name: str, text: str) -> None:

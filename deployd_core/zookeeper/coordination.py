@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
+import msgspec
+
 from deployd_core.coordination import AgentInfo, Denial, Denied, HostStatus, Link, Membership, Permit, Snapshot
 from deployd_core.errors import Conflict, Unavailable
 from deployd_core.model import FleetLimit, Role
@@ -84,7 +86,11 @@ class ZooKeeperCoordination:
 
     def snapshot(self, service: str) -> Snapshot:
         """Read what changed of a service, and watch it; a later change wakes the engine once."""
-        return self._service(service).snapshot()
+        snapshot = self._service(service).snapshot()
+        if self._duplicate:
+            # The permit that lies there under our name may be the other's: do nothing at all.
+            return msgspec.structs.replace(snapshot, permit=None, problem=self._duplicate)
+        return snapshot
 
     def take_permit(self, snapshot: Snapshot, limit: FleetLimit) -> Permit | Denied:
         """Ask for a permit under what `snapshot` said; when it is denied for want of room, a release wakes the engine."""
@@ -104,7 +110,8 @@ class ZooKeeperCoordination:
 
     def release_permit(self, snapshot: Snapshot, status: HostStatus) -> None:
         """Give the permit back, report, and clear this host's failure, in one transaction."""
-        permits.release(self._session, snapshot.service, self._host, status)
+        token = snapshot.permit.token if snapshot.permit else None
+        permits.release(self._session, snapshot.service, self._host, status, token=token)
 
     def record_failure(self, snapshot: Snapshot, reason: str) -> None:
         """Enter this host's failure, halting the rollout in the same write when that exceeds the budget."""

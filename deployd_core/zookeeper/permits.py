@@ -131,14 +131,18 @@ def _grant(session: Session, snapshot: Snapshot, permit: Permit, admission: int)
     return None
 
 
-def release(session: Session, service: str, host: str, status: HostStatus) -> None:
-    """Give a host's permit back, report, and clear the host's failure, in one transaction. Without a permit the rest is done."""
+def release(session: Session, service: str, host: str, status: HostStatus, *, token: int | None) -> None:
+    """Give the permit of that token back, report, and clear the host's failure, in one transaction.
+
+    When it is gone, or is another by now, the rest is done all the same.
+    """
     paths = ServicePaths(service)
     permit, report = paths.permit(host), paths.status(host)
     for _ in range(ATTEMPTS):
         nodes = session.get_many((permit, report, paths.rollout))
         transaction = session.transaction()
-        if nodes[permit] is not None:
+        held = nodes[permit]
+        if held is not None and held.stat.czxid == token:
             transaction.delete(permit)
         if nodes[report] is None:
             transaction.create(report, layout.encode_status(status))

@@ -182,18 +182,18 @@ class Session:
             raise NotFound(f"ZooKeeper at {self.hosts} has no node {self.chroot}", hint=_CHROOT_HINT)
 
     def wait_for_chroot(self, stop: threading.Event, waiting: Callable[[str], object]) -> bool:
-        """Wait until somebody creates the chroot, saying so once; False when `stop` was set meanwhile.
+        """Wait until somebody creates the chroot, saying so now and then; False when `stop` was set meanwhile.
 
         Raises:
             Unavailable: ZooKeeper does not answer.
         """
-        said = False
+        say_at = time.monotonic()
         while not stop.is_set():
             if self.stat("/") is not None:
                 return True
-            if not said:
+            if time.monotonic() >= say_at:
                 waiting(f"ZooKeeper at {self.hosts} has no node {self.chroot} yet; waiting for it ({_CHROOT_HINT})")
-                said = True
+                say_at = time.monotonic() + 10.0
             stop.wait(0.5)
         return False
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TAIL_BYTES = 2000
 """How much of the end of a command's output goes into a message."""
 
+_LOCK_AGAIN = 0.1
+"""Seconds between two tries to lock a log."""
+
 _OURS_ALONE = (
     "INVOCATION_ID",
     "JOURNAL_STREAM",
@@ -59,6 +62,7 @@ def run(
     log: Path | None = None,
     grace: float = 0.0,
     run_as: str = "",
+    alone: bool = False,
 ) -> Outcome:
     """Run a command to its end, at most `timeout` seconds; then its whole process group is killed.
 
@@ -67,23 +71,50 @@ def run(
     `env` is added to the agent's own; the directory is told as PWD as well, unresolved. What the command leaves running in the
     background lives on when it ends in time. The output is appended to `log`, or else thrown away after the tail was read.
 
+    With `alone`, nothing is started on `log` while a command that was run alone still writes to it: one that outlived an agent
+    that was killed is waited for, so that the next agent never runs it beside itself. Not for what starts daemons, which keep it.
+
     Raises:
         ConfigError: The command, its directory or the log cannot be used.
-        Unavailable: The machine has no room for another process.
+        Unavailable: The machine has no room for another process, or an earlier run goes on for longer than `timeout`.
     """
+    import os
     import tempfile
+    import time
 
+    deadline = time.monotonic() + timeout
     identity, account = as_user(run_as) if run_as else ({}, {})
     try:
         output: BinaryIO
         with tempfile.TemporaryFile() if log is None else log.open("ab+") as output:
+            if alone and log is not None:
+                _wait_for_earlier_run(output, log, deadline)
+                timeout = max(0.0, deadline - time.monotonic())
+            # Where this output begins must be known before: the command shares the position in the file, and moves it.
+            begin = output.seek(0, os.SEEK_END)
             process = _start(argv, output, _environment(account | dict(env or {}), cwd), cwd, identity)
-            return _finish(process, output, timeout, grace)
+            return Outcome(_finish(process, timeout, grace), _tail(output, begin))
     except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
         raise ConfigError(f"cannot run {argv[0]!r}: {error.strerror}: {error.filename}", hint="give an absolute path") from error
     except (OSError, ValueError) as error:
         # ValueError: a NUL in an argument. OSError: no memory, too many processes, an executable of no known format.
         raise Unavailable(f"cannot run {argv[0]!r}: {error}") from error
+
+
+def _wait_for_earlier_run(output: BinaryIO, log: Path, deadline: float) -> None:
+    """Lock the log. The command inherits it with its output, so that the lock is held for as long as the command lives."""
+    import fcntl
+    import time
+
+    while True:
+        try:
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Unavailable(f"an earlier run still writes to {log}", hint=f"see who: fuser -v {log}") from None
+            time.sleep(_LOCK_AGAIN)  # there is no waiting for a lock with a deadline
+        else:
+            return
 
 
 def wait_gone(pid: int, timeout: float) -> bool:
@@ -128,10 +159,8 @@ def as_user(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 def _start(
     argv: Sequence[str], output: BinaryIO, env: Mapping[str, str], cwd: Path | None, identity: Mapping[str, Any]
 ) -> subprocess.Popen[bytes]:
-    import os
     import subprocess
 
-    output.seek(0, os.SEEK_END)
     return subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -144,11 +173,11 @@ def _start(
     )
 
 
-def _finish(process: subprocess.Popen[bytes], output: BinaryIO, timeout: float, grace: float) -> Outcome:
+def _finish(process: subprocess.Popen[bytes], timeout: float, grace: float) -> int | None:
+    """Wait for its end, or bring it about; the exit code, None when it did not end in time."""
     import os
     import signal
 
-    begin = output.tell()
     try:
         in_time = wait_gone(process.pid, timeout)
         if in_time:
@@ -161,7 +190,7 @@ def _finish(process: subprocess.Popen[bytes], output: BinaryIO, timeout: float, 
             # Not reaped yet, so that the group's number cannot have become somebody else's.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return Outcome(process.returncode if in_time else None, _tail(output, begin))
+    return process.returncode if in_time else None
 
 
 def _environment(extra: Mapping[str, str], cwd: Path | None) -> dict[str, str]:

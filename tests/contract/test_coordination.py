@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import pytest
+from msgspec.structs import replace
 
 from deployd_core import rollouts
 from deployd_core.coordination import (
@@ -301,21 +302,28 @@ def test_canary_hosts_follow_their_own_build_once_there_is_one(world: World) -> 
     canary, fleet = joined(world, "h1"), joined(world, "h2")
     world.set_role("h1", Role.CANARY)
     first = world.enable("v1")
-    assert (first, first) == (canary.snapshot("web").rollout_id, fleet.snapshot("web").rollout_id)
+    settled(canary, first)
+    settled(fleet, first)
 
     second = world.enable("v2", Role.CANARY)
 
-    assert (second, first) == (settled(canary, second).rollout_id, fleet.snapshot("web").rollout_id)
+    settled(canary, second)
+    assert first == fleet.snapshot("web").rollout_id
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Look until it is so: what was written a moment ago may not have been heard of."""
+    for _ in range(1000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("never came true")
 
 
 def settled(host: Coordination, rollout_id: str) -> Snapshot:
     """The snapshot once the host has been told of a rollout."""
-    for _ in range(200):
-        snapshot = host.snapshot("web")
-        if snapshot.rollout_id == rollout_id:
-            return snapshot
-        threading.Event().wait(0.01)
-    pytest.fail(f"never saw {rollout_id}")
+    eventually(lambda: host.snapshot("web").rollout_id == rollout_id)
+    return host.snapshot("web")
 
 
 # Permits
@@ -326,7 +334,7 @@ def test_a_permit_is_kept_until_it_is_released(world: World) -> None:
     host = joined(world, "h1")
     first_rollout = world.enable("v1")
     settled(host, first_rollout)
-    first = take(host)
+    first = take_until_known(host)
     assert isinstance(first, Permit)
     assert ("h1", "z1", first_rollout) == (first.host, first.zone, first.rollout)
     assert first == take(host)
@@ -344,22 +352,19 @@ def test_a_permit_is_kept_until_it_is_released(world: World) -> None:
 
 def take_until_known(host: Coordination, limit: FleetLimit = ONE) -> Permit | Denied:
     """Ask, looking again as long as something has changed."""
-    for _ in range(200):
-        answer = take(host, limit)
-        if code_of(answer) is not Denial.CHANGED:
-            return answer
-        threading.Event().wait(0.01)
-    pytest.fail("something changed all the time")
+    answers: list[Permit | Denied] = []
+
+    def known() -> bool:
+        answers.append(take(host, limit))
+        return code_of(answers[-1]) is not Denial.CHANGED
+
+    eventually(known)
+    return answers[-1]
 
 
 def take_until(host: Coordination, code: Denial) -> None:
-    """Ask until the answer is this one: what was written a moment ago may not have been heard of."""
-    for _ in range(200):
-        answer = code_of(take(host))
-        if answer is code:
-            return
-        threading.Event().wait(0.01)
-    pytest.fail(f"never {code}, last {answer}")
+    """Ask until the answer is this one."""
+    eventually(lambda: code_of(take(host)) is code)
 
 
 def test_a_release_wakes_the_host_that_waits_for_room(world: World) -> None:
@@ -378,7 +383,7 @@ def test_a_release_wakes_the_host_that_waits_for_room(world: World) -> None:
     first.release_permit(snapshot, status_of(snapshot))
 
     assert bell.wait()
-    assert () == second.snapshot("web").permits
+    eventually(lambda: second.snapshot("web").permits == ())
     assert isinstance(take_until_known(second), Permit)
     assert ["h2"] == [permit.host for permit in world.permits()]
 
@@ -427,11 +432,8 @@ def test_no_grant_commits_after_a_canary_build_was_enabled(world: World) -> None
     host = joined(world, "h1")
     world.set_role("h1", Role.CANARY)
     world.enable("v1")
-    for _ in range(200):
-        snapshot = host.snapshot("web")
-        if snapshot.membership.role is Role.CANARY and snapshot.enabled is not None:
-            break
-        threading.Event().wait(0.01)
+    eventually(lambda: host.snapshot("web").membership.role is Role.CANARY and host.snapshot("web").enabled is not None)
+    snapshot = host.snapshot("web")
 
     world.enable("v2", Role.CANARY)
 
@@ -572,14 +574,28 @@ def test_releasing_reports_and_clears_the_failure(world: World) -> None:
     world.apply(make_spec(Share(5)))
     host = joined(world, "h1")
     snapshot = settled(host, world.enable("v1"))
-    take_until_known(host)
+    permit = take_until_known(host)
     host.record_failure(snapshot, "will not start")
+    snapshot = replace(snapshot, permit=permit)
 
     for _ in range(2):
         host.release_permit(snapshot, status_of(snapshot))
 
     assert ((), {}) == (world.permits(), world.rollout().failures)
     assert {"h1": status_of(snapshot)} == world.statuses()
+
+
+def test_a_permit_that_was_granted_later_is_not_given_back(world: World) -> None:
+    """A release that comes late, after an operator took the permit and the host has a new one, takes nothing from it."""
+    world.apply(make_spec(Share(5)))
+    host = joined(world, "h1")
+    snapshot = settled(host, world.enable("v1"))
+    permit = take_until_known(host)
+    late = replace(snapshot, permit=replace(permit, token=permit.token - 1))
+
+    host.release_permit(late, status_of(snapshot))
+
+    assert ["h1"] == [held.host for held in world.permits()]
 
 
 def test_reports_replace_each_other(world: World) -> None:
@@ -623,7 +639,7 @@ def test_a_write_whose_answer_was_lost_can_be_repeated(world: World, write: str)
     host = joined(world, "h1")
     rollout_id = world.enable("v1")
     snapshot = settled(host, rollout_id)
-    take_until_known(host)
+    snapshot = replace(snapshot, permit=take_until_known(host))
     world.lose_next_answer("h1")
 
     for _ in range(2):

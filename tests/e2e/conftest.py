@@ -29,7 +29,7 @@ from deployd_core.spec import ServiceSpec
 from deployd_core.testing.fleet import Fleet
 from deployd_core.zookeeper.session import Session
 
-_ADDRESSES = itertools.count(10, 10)
+_NETWORKS = itertools.cycle(range(2, 250))
 
 SERVER = (
     Path(deployd_core.demo_app.__file__)
@@ -147,7 +147,7 @@ def deploy(zookeeper: str) -> Iterator[Callable[..., Deployment]]:
     def make(
         services: dict[str, Sequence[int]], *, hosts: int, agents: bool = True, address: str = zookeeper, **options: Any
     ) -> Deployment:
-        fleet = Fleet(directory / "fleet", address, services, hosts=hosts, first_address=next(_ADDRESSES), **options)
+        fleet = Fleet(directory / "fleet", address, services, hosts=hosts, network=f"127.0.{next(_NETWORKS)}", **options)
         servers, _, chroot = address.partition("/")
         session = Session(servers, f"/{chroot}")
         session.start()

@@ -126,3 +126,16 @@ def test_this_run_tests_one_copy():
     core, *others = (Path(package.__file__).parents[1] for package in (deployd_core, deployd_strategies, deployd_plugins))
 
     assert others in ([core, core], [core / "strategies", core / "plugins"])
+
+
+def test_systemd_accepts_the_unit(tmp_path):
+    """systemd finds nothing to complain about in the unit that ships, and it starts the agent with the default configuration."""
+    text = (ROOT / "packaging/deployd-agent.service").read_text(encoding="utf-8")
+    command = "/opt/deployd/bin/deployd agent --config /etc/deployd/agent.toml"
+    unit = tmp_path / "deployd-agent.service"
+    unit.write_text(text.replace(command, "/bin/true"))
+
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60, check=False)
+
+    assert f"ExecStart={command}\n" in text
+    assert (0, "") == (done.returncode, done.stderr)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import pwd
+import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
-from deployd_core.api import Build, ConfigError, Release, StepCall, StepFailed
+from deployd_core.api import Build, ConfigError, Release, StepCall, StepFailed, Unavailable
 from deployd_plugins.steps.command import CommandStep, CommandStepOptions
 from deployd_plugins.steps.pip import PipOptions, PipStep
 
@@ -145,14 +149,20 @@ def test_sigterm_comes_first(tmp_path: Path) -> None:
         command("bash", "-c", "trap 'echo cleaned up; kill %1; exit 0' TERM; sleep 100 & wait").run(call)
 
 
+@pytest.fixture
+def public_call() -> Iterator[StepCall]:
+    """Where other users may go: pytest's own directories are for one user alone."""
+    with tempfile.TemporaryDirectory(prefix="deployd-steps-") as directory:
+        Path(directory).chmod(0o755)
+        yield call_in(Path(directory))
+
+
 @pytest.mark.root
-def test_command_runs_as_another_user(call: StepCall) -> None:
+def test_command_runs_as_another_user(public_call: StepCall) -> None:
     """`run_as` gives the command the user, its groups and its home, and nothing of root's."""
+    call = public_call
     call.release.shared.mkdir()
-    os.chmod(call.release.shared, 0o777)  # noqa: PTH101
-    for parent in call.release.shared.parents:
-        if parent.stat().st_mode & 0o001 == 0:
-            parent.chmod(parent.stat().st_mode | 0o011)
+    call.release.shared.chmod(0o777)
 
     command("sh", "-c", 'echo "$(id -u) $(id -G) $HOME $USER" > {shared}/out', run_as="nobody").run(call)
 
@@ -301,13 +311,11 @@ def test_environment_outside_the_release(call: StepCall, place: str) -> None:
 
 
 @pytest.mark.root
-def test_pip_as_another_user(call: StepCall) -> None:
+def test_pip_as_another_user(public_call: StepCall) -> None:
     """With `run_as` the environment belongs to that user, and the rest of the release does not."""
+    call = public_call
     wheel(call.release.root / "wheels", "tinypkg")
     (call.release.path / "requirements.txt").write_text("tinypkg\n")
-    for parent in call.release.path.parents:
-        if parent.stat().st_mode & 0o001 == 0:
-            parent.chmod(parent.stat().st_mode | 0o011)
 
     pip(call, run_as="nobody", python="/usr/bin/python3", env={"PIP_CACHE_DIR": "{release}/venv/cache"}).run(call)
 
@@ -315,3 +323,41 @@ def test_pip_as_another_user(call: StepCall) -> None:
     assert nobody == (call.release.path / "venv/bin/python").lstat().st_uid
     assert 0 == call.release.path.stat().st_uid
     assert "1.0" == version_in(call.release.path / "venv", "tinypkg")
+
+
+def test_a_command_that_outlived_its_agent_is_waited_for(tmp_path: Path) -> None:
+    """Killed with -9 in mid-step and started again, the agent does not run the step beside the command it left behind."""
+    call = call_in(tmp_path)
+    marks = tmp_path / "marks"
+    script = f"echo begin >> {marks}; sleep 1.5; echo end >> {marks}"
+    code = (
+        "import msgspec, sys; from deployd_core.api import StepCall;"
+        "from deployd_plugins.steps.command import CommandStep, CommandStepOptions as O;"
+        "call = msgspec.convert(msgspec.json.decode(sys.argv[1]), StepCall, dec_hook=lambda kind, value: kind(value));"
+        f"CommandStep(O(argv=('sh', '-c', {script!r}))).run(call)"
+    )
+    argument = msgspec.json.encode(call, enc_hook=str).decode()
+    agent = subprocess.Popen([sys.executable, "-c", code, argument])
+    while not marks.exists():
+        assert agent.poll() is None
+        time.sleep(0.01)
+    agent.kill()
+    agent.wait()
+
+    command("sh", "-c", script).run(call)
+
+    assert ["begin", "end", "begin", "end"] == marks.read_text().split()
+
+
+def test_a_log_that_is_held_for_too_long_is_no_fault_of_the_build(tmp_path: Path) -> None:
+    """An earlier run that does not end makes the step wait, and then say who is in the way."""
+    call = call_in(tmp_path, timeout=0.5)
+    with call.log.open("a") as log:
+        held = subprocess.Popen(["sleep", "60"], stdout=log)
+        fcntl.flock(log, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(Unavailable, match="an earlier run still writes to"):
+            command("true").run(call)
+    finally:
+        held.kill()
+        held.wait()

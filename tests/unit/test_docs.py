@@ -1,6 +1,5 @@
 """The documents are true: their code runs, their tables are complete, their links and commands exist."""
 
-import importlib.machinery
 import importlib.util
 import re
 import tomllib
@@ -21,9 +20,9 @@ COMMAND = re.compile(r"(?:^\$ |`)deployd ([a-z]+)", re.MULTILINE)
 
 def fill_docs():
     """The script that writes what the code knows into the documents."""
-    loader = importlib.machinery.SourceFileLoader("fill_docs", str(ROOT / "tools" / "fill-docs"))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("fill_docs", loader))
-    loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("fill_docs", ROOT / "tools" / "fill_docs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
@@ -39,7 +38,7 @@ def blocks(language):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_the_code_knows_is_in_the_page(page):
-    """The tables of keys and the output of commands are up to date; tools/fill-docs writes them."""
+    """The tables of keys and the output of commands are up to date; tools/fill_docs.py writes them."""
     assert FILL.filled(PAGES[page]) == PAGES[page]
 
 
@@ -118,3 +117,12 @@ def test_every_page_can_be_reached():
 
     assert pages == navigation
     assert pages <= linked
+
+
+def test_the_architecture_page_names_every_module():
+    """Whoever looks for a module of the core finds it on the page, and layers in pyproject.toml."""
+    modules = {path.name for path in (ROOT / "deployd_core").glob("[!_]*.py")}
+    layers = set(re.findall(r"deployd_core\.(\w+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+
+    assert set() == {module for module in modules if f"`{module}`" not in PAGES["ARCHITECTURE.md"]}
+    assert set() == {module for module in modules if module.removesuffix(".py") not in layers}

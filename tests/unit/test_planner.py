@@ -171,6 +171,7 @@ class World:
             health=Health.HEALTHY if healthy else Health.UNHEALTHY,
             streak=9 if healthy else 0,
             healthy_since=process.started + self.startup if healthy else None,
+            healthy_until=self.now,
             reason="503",
             ordered=name in self.memory.get("ordered", ()),
             warm=process.warm,

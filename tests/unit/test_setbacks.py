@@ -23,16 +23,16 @@ def test_each_failure_doubles_the_wait_up_to_a_minute() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "permanent"),
+    ("error", "blocking"),
     [(BuildRefused("digest"), True), (ConfigError("key"), True), (StepFailed("pip"), False), (Unavailable("disk"), False)],
 )
-def test_only_what_a_person_must_change_is_permanent(error: DeploydError, permanent: bool) -> None:
+def test_only_what_a_person_must_change_is_blocking(error: DeploydError, blocking: bool) -> None:
     """The environment is retried; a wrong build or a wrong spec is not."""
     setbacks = Setbacks(random.Random(1))
 
     setbacks.failed("fetch", error, now=0.0)
 
-    assert permanent == setbacks.by_key["fetch"].permanent
+    assert blocking == setbacks.by_key["fetch"].blocking
 
 
 def test_success_forgets_and_a_change_lets_try_at_once() -> None:
@@ -54,7 +54,7 @@ def test_the_next_retry_is_the_earliest_that_is_still_to_come() -> None:
     """What may be tried already, and what never may, wakes nobody."""
     setbacks = Setbacks(random.Random(1))
     setbacks.failed("old", Unavailable("x"), now=0.0)
-    setbacks.failed("wrong", ConfigError("x"), now=100.0)
+    setbacks.failed("wrong", BuildRefused("x"), now=100.0)
     setbacks.refused("takepermit", "full", now=100.0, retry_after=30)
 
     assert setbacks.next_retry(100.0) == setbacks.by_key["takepermit"].retry_at

@@ -89,6 +89,6 @@ def test_a_call_that_always_hangs_is_refused_after_three_threads() -> None:
     [outcome] = tasks.collect()
 
     assert isinstance(outcome.error, Overdue)
-    assert "3 earlier calls still hang" in str(outcome.error)
+    assert "3 earlier calls of it still hang" in str(outcome.error)
     assert threading.active_count() - before == 3
     release.set()

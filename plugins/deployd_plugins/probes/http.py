@@ -51,6 +51,8 @@ class HttpProbe(Probe[HttpOptions]):
         deadline = time.monotonic() + timeout
         try:
             return self._ask(call, timeout)
+        except http.client.InvalidURL as error:
+            return Verdict.unknown(f"cannot ask: {error}")
         except (http.client.HTTPException, ssl.SSLError, ConnectionError) as error:
             # A connection that we hung up on breaks in any of these ways.
             late = time.monotonic() >= deadline

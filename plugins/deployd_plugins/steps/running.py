@@ -49,6 +49,7 @@ class Runner:
                 env=self._env,
                 cwd=cwd or self._call.release.path,
                 log=self._call.log,
+                alone=True,
                 grace=_GRACE,
                 run_as=self._run_as,
             )

@@ -1,5 +1,6 @@
-#!/usr/bin/env python3
 """Write what the code knows into the documents: tables of keys, and what commands print. tests/unit/test_docs.py checks it.
+
+    .venv/bin/python tools/fill_docs.py
 
 Between ``<!-- filled: table MODULE:CLASS -->`` and ``<!-- end -->`` stands one row per key of that class, and between
 ``<!-- filled: run deployd ... -->`` and ``<!-- end -->`` that command with its output.
@@ -12,6 +13,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+from deployd_core.cli.describe import describe_options
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- filled: (\w+) (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -29,18 +32,20 @@ def filled(text: str) -> str:
 
 
 def _table(what: str) -> str:
-    from deployd_core.cli.describe import describe_options
-
     module, _, name = what.partition(":")
     rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for option in describe_options(getattr(importlib.import_module(module), name)):
-        default = "required" if option.required else f"`{_toml(option.default)}`" if option.default not in (None, "", {}, []) else "–"
-        rows.append(f"| `{option.name}` | {option.type} | {default} | {option.meaning} |".replace("  ", " "))
+        default = "required" if option.required else _default(option.default)
+        meaning = option.meaning or "see below"
+        rows.append(f"| `{option.name}` | {option.type} | {default} | {meaning} |")
     return "\n".join(rows)
 
 
-def _toml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+def _default(value: object) -> str:
+    if value in (None, "", (), [], {}) or isinstance(value, dict):
+        return "-"
+    text = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+    return f"`{text}`"
 
 
 def _run(command: str) -> str:

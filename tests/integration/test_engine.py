@@ -1,0 +1,185 @@
+"""The engine on a real disk, with coordination in memory: what it does about things that others move."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployd_core.clock import SystemClock
+from deployd_core.coordination import Link
+from deployd_core.engine import Engine, Identity
+from deployd_core.events import Events
+from deployd_core.plugins import Plugins, convert
+from deployd_core.spec import ServiceSpec
+from deployd_core.testing.coordination import MemoryEnsemble
+
+
+class Host:
+    """One engine in this process, for a service of files alone."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.root = directory / "srv"
+        self.ensemble = MemoryEnsemble()
+        self.engine: Engine | None = None
+        self.coordination: Any = self.ensemble.coordination("h1", lambda _: self.engine and self.engine.wake())
+        self.plugins = Plugins.load()
+        self.rounds = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def apply(self, **tables: Any) -> None:
+        table = {
+            "service": {"root": str(self.root), "reserve": "0B"},
+            "source": {"url": f"file://{self.directory}/{{build}}.tar.gz"},
+            **tables,
+        }
+        self.ensemble.apply_spec("web", convert(table, ServiceSpec, where="test"))
+
+    def enable(self, build: str) -> None:
+        path = self.directory / f"{build}.tar.gz"
+        with tarfile.open(path, "w:gz") as archive:
+            member = tarfile.TarInfo("BUILD")
+            member.size = len(build)
+            archive.addfile(member, io.BytesIO(build.encode()))
+        self.ensemble.enable("web", build, "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest())
+
+    def start(self) -> None:
+        self.coordination.join("web", "z")
+        identity = Identity(host="h1", zone="z", address="127.0.0.1", version="1")
+        engine = Engine(
+            "web",
+            identity,
+            coordination=self.coordination,
+            plugins=self.plugins,
+            events=Events([]),
+            clock=SystemClock(),
+            observe_every=30.0,
+        )
+        inner = engine.round
+
+        def counted() -> float:
+            self.rounds += 1
+            return inner()
+
+        engine.round = counted  # type: ignore[method-assign]
+        self.engine = engine
+        self._thread = threading.Thread(target=engine.run, args=(self._stop,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self.engine is not None and self._thread is not None:
+            self.engine.wake()
+            self._thread.join(30)
+
+    def status(self) -> Any:
+        return self.ensemble.statuses("web").get("h1")
+
+    def wait(self, condition: Callable[[Any], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not ((status := self.status()) is not None and condition(status)):
+            assert time.monotonic() < deadline, status
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path)
+    yield host
+    host.stop()
+
+
+def test_what_was_in_the_way_may_be_moved_without_a_word(host: Host) -> None:
+    """A real directory named `current` blocks the host, which takes no permit; when it is gone the deploy goes on."""
+    (host.root / "current").mkdir(parents=True)
+    host.apply()
+    host.enable("v1")
+    host.start()
+    host.wait(lambda status: status.step == "blocked")
+    assert host.ensemble.permits("web") == ()
+
+    (host.root / "current").rmdir()
+    host.engine.wake()
+
+    host.wait(lambda status: status.step == "converged")
+    assert (host.root / "current" / "BUILD").read_text() == "v1"
+
+
+def test_a_slow_answer_to_a_report_makes_no_busy_loop(host: Host) -> None:
+    """While a report is under way the engine waits for its end, and does not go round and round."""
+    host.apply()
+    inner, slow = host.coordination.report, threading.Event()
+    host.coordination.report = lambda *arguments: (slow.wait(3), inner(*arguments))
+    host.enable("v1")
+    host.start()
+    time.sleep(2.5)
+
+    rounds, _ = host.rounds, slow.set()
+    assert rounds < 100
+
+
+def test_a_strategy_that_returns_nonsense_is_named_and_blocks_the_host(host: Host, tmp_path: Path) -> None:
+    """What is no plan is refused with the key that is wrong, in the report, and nothing is disturbed."""
+    directory = tmp_path / "plugins.d"
+    directory.mkdir()
+    (directory / "nonsense.py").write_text(
+        "from deployd_core.api import Options, Plan, Strategy, hookimpl\n"
+        "class Nonsense(Strategy[Options]):\n"
+        "    '''Return nonsense.'''\n"
+        "    name = 'nonsense'\n"
+        "    def plan(self, view):\n"
+        "        return Plan(cycle=None, why='')\n"
+        "@hookimpl\n"
+        "def deployd_strategies():\n"
+        "    return [Nonsense]\n"
+    )
+    host.apply(restart={"strategy": "nonsense"})
+    host.enable("v1")
+    host.plugins = Plugins.load(directory=directory)
+    host.start()
+    host.wait(lambda status: status.step == "blocked" and "cycle" in status.reason)
+
+    assert "strategy nonsense [nonsense (" in host.status().reason
+    assert not (host.root / "current").exists()
+
+
+def test_nothing_new_begins_while_the_link_is_suspended(host: Host) -> None:
+    """Without ZooKeeper the build is staged, and the host waits with the reason; afterwards it goes on."""
+    host.apply()
+    host.enable("v1")
+    host.coordination.snapshot("web")
+    host.start()
+    host.wait(lambda status: status.step == "converged")
+    host.enable("v2")
+    host.coordination.link = Link.SUSPENDED
+    host.engine.wake()
+    time.sleep(0.5)
+    assert (host.root / "current" / "BUILD").read_text() == "v1"
+
+    host.coordination.link = Link.CONNECTED
+    host.engine.wake()
+    host.wait(lambda status: (status.step, status.wanted) == ("converged", "v2"))
+
+
+def test_old_releases_go_after_a_deploy(host: Host) -> None:
+    """Retention runs when the permit is back, and keeps what is current and what was good before."""
+    host.apply(service={"root": str(host.root), "reserve": "0B", "keep_releases": 2})
+    host.start()
+    for number in range(5):
+        host.enable(f"v{number}")
+        host.wait(lambda status, build=f"v{number}": (status.step, status.wanted) == ("converged", build))
+
+    deadline = time.monotonic() + 10
+    while len(kept := sorted(path.name for path in (host.root / "releases").iterdir())) > 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert {"v3", "v4"} <= set(kept)
+    assert "v0" not in kept

@@ -1,0 +1,163 @@
+"""What the planner makes of single situations that once went wrong, or easily could."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from deployd_core.acts import OpenGate, RecordFailure, Restart, Settle, TakePermit, Tidy
+from deployd_core.model import Action, Health, HostView, Instance, PermitView, Plan, ProcessId, State
+from deployd_core.observation import Drain, InstanceFacts, Observation, Rules, Setback, Staging
+from deployd_core.planner import Decision, HostStep, plan_host
+from deployd_core.sightings import Sighting, Verdict, Watch
+
+DIGEST = "sha256:" + "a" * 64
+SERVING = InstanceFacts(
+    name="web",
+    looked=True,
+    running=True,
+    serves="v2",
+    state=State.RUNNING,
+    health=Health.HEALTHY,
+    streak=9,
+    healthy_since=90.0,
+    healthy_until=99.9,
+)
+
+
+def everything(view: HostView) -> Plan:
+    return Plan(cycle=view.stale, why="all")
+
+
+def decide(*instances: InstanceFacts, **changes: Any) -> Decision:
+    seen = Observation(
+        now=100.0,
+        service="web",
+        host="h1",
+        build="v2",
+        digest=DIGEST,
+        staging=Staging(fetched=True, unpacked=True, on_disk_digest=DIGEST),
+        current="v2",
+        instances=instances,
+        rules=Rules(healthy_timeout=20, stable_for=1.0),
+        permit=PermitView(held=True),
+    )
+    return plan_host(msgspec.structs.replace(seen, **changes), everything)
+
+
+def kinds(decision: Decision) -> list[type]:
+    return [type(act) for act in decision.acts]
+
+
+def test_silence_is_no_stability() -> None:
+    """A process that answered twice and then hung is not stable a second later: nothing was heard since."""
+    watch = Watch(Instance(service="web", name="web"))
+    healthy = Sighting(state=State.RUNNING, process=ProcessId(pid=1, started=5.0), serves="v2", verdict=Verdict.healthy())
+    watch.saw(healthy, started=99.0, ended=99.01)
+    watch.saw(healthy, started=99.02, ended=99.03)
+
+    assert Settle not in kinds(decide(watch.facts(0.0, "me"), now=101.0))
+
+    watch.saw(healthy, started=100.02, ended=100.03)
+    assert [Settle] == kinds(decide(watch.facts(0.0, "me"), now=101.0))
+
+
+def test_what_nobody_knows_is_not_restarted() -> None:
+    """A manager that misses one answer does not make an instance stale."""
+    unknown = InstanceFacts(name="web", looked=True, state=State.UNKNOWN, reason="supervisor did not answer")
+
+    assert Restart not in kinds(decide(unknown))
+
+
+def test_an_instance_that_ends_after_its_restart_fails_and_is_not_restarted_again_and_again() -> None:
+    """A process that exits, even with 0, has failed once it was down for a moment."""
+    ended = InstanceFacts(name="web", looked=True, state=State.STOPPED, ordered=True, state_since=99.5, reason="EXITED")
+
+    assert decide(ended).acts == ()
+    assert decide(ended, now=102.0).acts == (RecordFailure(reason="web did not stay up after its restart: EXITED"),)
+
+
+def test_a_restart_that_did_not_happen_is_tried_again_after_its_setback() -> None:
+    """A manager that was away is asked again; meanwhile the old process serves on."""
+    old = InstanceFacts(name="web", looked=True, running=True, serves="v1", state=State.RUNNING, ordered=True)
+    setback = Setback(reason="supervisor does not answer", retry_at=99.0)
+
+    assert [Restart] == kinds(decide(old, setbacks={"restart:web": setback}))
+
+
+def test_the_time_of_the_restart_is_not_taken_from_the_time_to_get_healthy() -> None:
+    """A graceful stop may take long, and the process that follows still has its time."""
+    starting = InstanceFacts(name="web", ordered=True, looked=True, running=True, serves="v2", state=State.RUNNING)
+    rules = Rules(healthy_timeout=20, restart_timeout=60)
+
+    assert decide(starting, now=170.0, waits={"restarting:web": 100.0}, rules=rules).acts == ()
+    assert RecordFailure in kinds(decide(starting, now=180.0, waits={"restarting:web": 100.0}, rules=rules))
+
+
+def test_a_failed_host_gives_traffic_back_to_what_can_serve() -> None:
+    """The gate of a healthy instance opens; that of the one that failed stays closed."""
+    healthy = msgspec.structs.replace(SERVING, name="a", gate_closed=True, gate_ours=True, lease_left=100.0, ordered=True)
+    broken = InstanceFacts(
+        name="b", looked=True, state=State.FAILED, ordered=True, gate_closed=True, gate_ours=True, lease_left=100.0
+    )
+
+    decision = decide(healthy, broken, failure="b did not start", rules=Rules(drain=Drain()))
+
+    assert decision.step is HostStep.FAILED
+    assert decision.acts == (OpenGate(instance="a"),)
+
+
+def test_no_permit_is_taken_for_a_flip_that_is_refused_anyway() -> None:
+    """A directory in the way of `current` is said before anybody has to wait for us."""
+    decision = decide(
+        msgspec.structs.replace(SERVING, serves="v1"),
+        current=None,
+        permit=PermitView(),
+        flip_problem="current is a real directory: move it away",
+    )
+
+    assert decision.step is HostStep.BLOCKED
+    assert TakePermit not in kinds(decision)
+
+
+@pytest.mark.parametrize("key", ["settle", "tidy"])
+def test_nothing_begins_while_a_permit_is_given_back_or_releases_are_removed(key: str) -> None:
+    """Not even the staging of the next build: what is removed may be what it fetches."""
+    assert decide(SERVING, build="v3", digest=DIGEST, staging=Staging(), busy=frozenset({key})).acts == ()
+
+
+def test_old_releases_are_removed_when_the_permit_is_back() -> None:
+    """Others wait for the permit, so that comes first."""
+    at_rest = decide(SERVING, permit=PermitView(), good=True, tidy=False)
+
+    assert at_rest.acts == (Tidy(),)
+
+
+def test_a_strategy_that_asks_for_a_reload_is_refused_before_anything_is_disturbed() -> None:
+    """What a reloaded process serves cannot be told, so such a deploy could never end."""
+    seen = Observation(
+        now=0.0,
+        service="web",
+        host="h1",
+        build="v2",
+        digest=DIGEST,
+        staging=Staging(fetched=True, unpacked=True, on_disk_digest=DIGEST),
+        instances=(msgspec.structs.replace(SERVING, serves="v1"),),
+    )
+
+    decision = plan_host(seen, lambda view: Plan(cycle=view.stale, why="", action=Action.RELOAD))
+
+    assert decision.step is HostStep.BLOCKED
+    assert decision.acts == ()
+
+
+def test_what_a_person_must_mend_is_tried_again_now_and_then() -> None:
+    """A directory without permission may be put right without a word to anybody."""
+    blocked = Setback(reason="may not write", retry_at=160.0, blocking=True)
+    waiting = decide(SERVING, staging=Staging(), setbacks={"fetch:v2": blocked})
+    again = decide(SERVING, staging=Staging(), setbacks={"fetch:v2": blocked}, now=160.0)
+
+    assert (waiting.step, waiting.acts) == (HostStep.BLOCKED, ())
+    assert (again.step, len(again.acts)) == (HostStep.BLOCKED, 1)
