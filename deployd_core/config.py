@@ -164,6 +164,7 @@ def set_up(spec: ServiceSpec, service: str, plugins: Plugins, *, where: str = ""
     manager = _maybe(plugins, Kind.MANAGER, spec.instances.manager, f"{where}: [instances] manager")
     if instances and manager is None:
         raise ConfigError(f"{where}: [instances] has no manager", hint='say what restarts them: manager = { use = "systemd" }')
+    _check_warmup(spec, where)
     restart = spec.restart
     strategy = plugins.make(Kind.STRATEGY, restart.strategy, restart.options, where=f"{where}: [restart.options]")
     return ServiceSetup(
@@ -223,6 +224,19 @@ def _gate(plugins: Plugins, spec: ServiceSpec, strategy: Bound[Strategy[Any]], w
     if spec.instances.gate is None and isinstance(options, DrainOptions):
         return plugins.make(Kind.GATE, options.gate, {}, where=f"{where}: [restart.options] gate")
     return _maybe(plugins, Kind.GATE, spec.instances.gate, f"{where}: [instances] gate")
+
+
+def _check_warmup(spec: ServiceSpec, where: str) -> None:
+    table = spec.warmup
+    if table is None:
+        return
+    wrong = [path for path in table.paths if not path.startswith("/")]
+    if wrong:
+        raise ConfigError(f"{where}: [instances] warmup: {wrong[0]!r} must begin with a /")
+    try:
+        _ = table.statuses
+    except ConfigError as error:
+        raise ConfigError(f"{where}: [instances] warmup: {error}", hint=error.hint) from error
 
 
 def _source(plugins: Plugins, table: Table, where: str) -> Bound[Source[Any]]:

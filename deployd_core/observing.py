@@ -71,7 +71,7 @@ def rules_of(setup: ServiceSetup) -> Rules:
     probe = setup.probe_options
     return Rules(
         drain=_drain_of(setup),
-        warmup=bool(table.warmup),
+        warmup=setup.spec.warmup is not None,
         healthy_after=probe.healthy_after,
         stable_for=float(probe.stable_for),
         healthy_timeout=float(table.healthy_timeout),

@@ -6,6 +6,7 @@ the plugins' own option types.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
@@ -15,6 +16,8 @@ from deployd_core.model import Instance
 from deployd_core.units import Duration, Share, Size
 
 Table = dict[str, Any]
+
+_STATUSES = re.compile(r"([1-5](?:xx|\d\d))(?:-([1-5](?:xx|\d\d)))?")
 
 
 class ServiceTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,6 +31,32 @@ class ServiceTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     )
 
 
+class WarmupTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[instances] warmup``, when it says more than the paths."""
+
+    paths: Annotated[tuple[str, ...], Meta(description="paths to request, in this order")]
+    rounds: Annotated[int, Meta(ge=1, le=10_000, description="how often each is requested")] = 1
+    concurrency: Annotated[int, Meta(ge=1, le=64, description="requests under way at a time")] = 1
+    timeout: Annotated[Duration, Meta(description="longest all of them may take")] = Duration("1m")
+    success: Annotated[str, Meta(description='statuses that are a success, such as "2xx-3xx" or "2xx,404"')] = "2xx-3xx"
+
+    @property
+    def statuses(self) -> tuple[range, ...]:
+        """What `success` says.
+
+        Raises:
+            ConfigError: It is no list of statuses.
+        """
+        found = []
+        for part in self.success.replace(" ", "").split(","):
+            match = _STATUSES.fullmatch(part)
+            if match is None:
+                raise ConfigError(f"success {self.success!r} is no list of statuses", hint='write "2xx-3xx", "200" or "2xx,404"')
+            first, last = match[1], match[2] or match[1]
+            found.append(range(int(first.replace("x", "0")), int(last.replace("x", "9")) + 1))
+        return tuple(found)
+
+
 class InstancesTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[instances]``"""
 
@@ -38,7 +67,9 @@ class InstancesTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     manager: Annotated[Table | None, Meta(description="what starts and stops them")] = None
     probe: Annotated[Table | None, Meta(description="what tells whether one is healthy")] = None
     gate: Annotated[Table | None, Meta(description="what turns the traffic of one off and on")] = None
-    warmup: Annotated[tuple[str, ...], Meta(description="paths to request before traffic comes back")] = ()
+    warmup: Annotated[
+        tuple[str, ...] | WarmupTable, Meta(description="paths to request before traffic comes back, or a table that says more")
+    ] = ()
     min_available: Annotated[Share, Meta(description="never fewer open and healthy on a host because of a deploy")] = Share(0)
     restart_timeout: Annotated[Duration, Meta(description="longest a manager may take to restart one")] = Duration("1m")
     healthy_timeout: Annotated[Duration, Meta(description="longest from a restart until one is healthy and stable")] = Duration(
@@ -68,6 +99,13 @@ class ServiceSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     instances: InstancesTable = InstancesTable()
     restart: RestartTable = RestartTable()
     rollout: RolloutTable = RolloutTable()
+
+    @property
+    def warmup(self) -> WarmupTable | None:
+        """The warm-up, however it is written; None when there is none."""
+        written = self.instances.warmup
+        table = written if isinstance(written, WarmupTable) else WarmupTable(paths=written)
+        return table if table.paths else None
 
     def instances_of(self, service: str) -> tuple[Instance, ...]:
         """The instances of the service on every host.
