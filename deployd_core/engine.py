@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from deployd_core.acts import Act, Restart
-from deployd_core.api import HostCall, InstanceCall, State, Verdict
+from deployd_core.api import HostCall, InstanceCall
 from deployd_core.asking import ask_strategy
 from deployd_core.clock import Clock, rfc3339
 from deployd_core.config import ServiceSetup, root_of, set_up
@@ -37,7 +37,7 @@ from deployd_core.plugins import Plugins
 from deployd_core.releases import Disk, ReleaseStore
 from deployd_core.reporting import Report, progress_in_words
 from deployd_core.setbacks import Setbacks
-from deployd_core.sightings import Sighting
+from deployd_core.sightings import unseen
 from deployd_core.tasks import Outcome, Tasks, ThreadTasks, error_of
 
 _LOG = logging.getLogger("deployd.engine")
@@ -303,7 +303,7 @@ class Engine:
         kind, _, name = outcome.key.partition(":")
         error = error_of(outcome, self.service)
         if kind == "look":
-            seen = outcome.value if error is None else Sighting(state=State.UNKNOWN, verdict=Verdict.unknown(error.message))
+            seen = outcome.value if error is None else unseen(error)
             self._looking.saw(name, seen, started=outcome.started, ended=outcome.ended)
         elif kind == "report":
             self._report.sent(error)

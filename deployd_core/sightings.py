@@ -46,6 +46,11 @@ class Sighting(Struct, frozen=True, kw_only=True):
     connections: Connections | None = None
 
 
+def unseen(error: DeploydError) -> Sighting:
+    """A look that came to nothing: it is no evidence of anything, of the gate as little as of the process."""
+    return Sighting(state=State.UNKNOWN, verdict=Verdict.unknown(error.message), gate_problem=error.message)
+
+
 class Lookout(Struct, frozen=True, kw_only=True):
     """What it takes to look at the instances of a service."""
 
@@ -210,7 +215,10 @@ class Watch:
 
     def idle_closed(self, now: float) -> None:
         """Connections were closed: counts that were begun before still hold them."""
-        self._not_before = now  # the next count comes in its time: what is not idle for long enough is not idle a moment later
+        self._not_before = now
+        if self._sighting is not None:
+            # Else they would be closed again at once, and each closing would make the count that is under way too old to be taken.
+            self._sighting = msgspec.structs.replace(self._sighting, connections=None)
 
     def restarting(self, now: float) -> None:
         """It is about to be restarted for the wanted build."""

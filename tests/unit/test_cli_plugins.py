@@ -242,10 +242,8 @@ def test_unknown_strategy_asks_what_was_meant(capsys, plugins):
 
     captured = capsys.readouterr()
     assert "" == captured.out
-    assert (
-        "deployd: error: there is no strategy 'concurency'. Did you mean 'concurrency'? known: all-at-once, concurrency, iptables-drain\n"
-        == (captured.err)
-    )
+    known = "known: all-at-once, concurrency, iptables-drain"
+    assert f"deployd: error: there is no strategy 'concurency'. Did you mean 'concurrency'? {known}\n" == captured.err
 
 
 def test_broken_plugin_is_not_unknown(capsys, plugins):
