@@ -15,6 +15,7 @@ import ctypes
 import functools
 import os
 import pickle
+import re
 import select
 import signal
 import subprocess
@@ -83,6 +84,21 @@ def isolated(function: Callable[P, None]) -> Callable[P, None]:
         run(lambda: function(*args, **kwargs))
 
     return inside
+
+
+def firewall(*, counters: bool = False) -> dict[str, str]:
+    """Every firewall rule of the network that this process is in, by the command that tells it: what two looks must find equal.
+
+    Args:
+        counters: Compare the packets that rules have counted, too.
+    """
+    commands = ["iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save", "nft list ruleset"]
+    texts = {}
+    for command in commands:
+        argv = [*command.split(), *(["-c"] if counters and command.endswith("save") else [])]
+        text = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+        texts[command] = re.sub(r"(?m)^#.*\n" if counters else r"(?m)^#.*\n| \[\d+:\d+\]", "", text)
+    return texts
 
 
 def enter() -> None:

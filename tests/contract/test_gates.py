@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 
 from deployd_core.api import Gate
 from deployd_core.testing.gates import BypassContract, CountingContract, GateContract, HoldingContract, LeaseContract
+from deployd_core.testing.netns import firewall
 from deployd_plugins.gates.auto import AutoGate, AutoOptions
 from deployd_plugins.gates.iptables import IptablesGate, IptablesOptions
 from deployd_plugins.gates.nftables import NftablesGate, NftablesOptions
@@ -24,13 +23,6 @@ def machine_untouched() -> Iterator[None]:
     before = firewall()
     yield
     assert before == firewall()
-
-
-def firewall() -> list[str]:
-    """All rules of this network, without the counters of policies."""
-    commands = ("iptables-legacy-save", "ip6tables-legacy-save", "iptables-save", "ip6tables-save", "nft list ruleset")
-    texts = [subprocess.run(command.split(), capture_output=True, text=True, check=True).stdout for command in commands]
-    return [re.sub(r"(?m)\[\d+:\d+\]|^#.*", "", text) for text in texts]
 
 
 class FirewallContract(LeaseContract, BypassContract, HoldingContract, CountingContract):

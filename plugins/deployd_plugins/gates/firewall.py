@@ -36,9 +36,15 @@ class FirewallOptions(Options, frozen=True, kw_only=True):
         """Refuse what is no address."""
         import ipaddress
 
-        ipaddress.IPv4Address(self.bypass_source)
+        try:
+            ipaddress.IPv4Address(self.bypass_source)
+        except ValueError:
+            raise ValueError(f"bypass_source {self.bypass_source!r} is no IPv4 address") from None
         if self.address not in ("", "{address}"):
-            ipaddress.ip_address(self.address)
+            try:
+                ipaddress.ip_address(self.address)
+            except ValueError:
+                raise ValueError(f"address {self.address!r} is no IP address") from None
 
 
 OptionsT = TypeVar("OptionsT", bound=FirewallOptions)

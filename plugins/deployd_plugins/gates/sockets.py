@@ -40,8 +40,10 @@ _ID = struct.Struct("!HH16s16s12x")
 # nlmsghdr (length, type), inet_diag_msg: state, id, expires, rqueue, wqueue
 _MESSAGE = struct.Struct("=IH10x xBxx48sIII8x")
 _ATTRIBUTE = struct.Struct("=HH")
-# tcp_info: unacked, last_data_sent, last_data_recv, last_ack_recv (ms ago), bytes_received, data_segs_out
-_TCP_INFO = struct.Struct("=24xI16xI4xII68xQ20xI")
+# An attribute (its type), tcp_info: unacked, last_data_sent, last_data_recv, last_ack_recv (ms ago), bytes_received, data_segs_out
+_TCP_INFO = struct.Struct("=2xH24xI16xI4xII68xQ20xI")
+# In inet_diag_sockid: ports and addresses, ours and theirs.
+_OUR_PORT, _THEIR_PORT, _OUR_ADDRESS, _THEIR_ADDRESS = slice(0, 2), slice(2, 4), slice(4, 20), slice(20, 36)
 
 _MAPPED = bytes(10) + b"\xff\xff"
 _BUFFER = 1 << 18
@@ -53,43 +55,32 @@ _MOST_ENDED = 2000
 _UNSURE = 5
 
 
-class Peer(NamedTuple):
-    """Who is at the other end, IPv4 addresses mapped into IPv6."""
-
-    address: bytes
-    port: int
-
-
 class Connection(NamedTuple):
     """One connection as the kernel sees it; times are in milliseconds ago."""
 
     family: int
     identity: bytes
     state: int
+    expires: int
     queued: int
     """Bytes that the instance has not read, or its client not acknowledged."""
-    expires: int
-    sent: int
-    received: int
-    acknowledged: int
-    bytes_received: int
-    answers: int
+    sent: int = 0
+    received: int = 0
+    acknowledged: int = 0
+    bytes_received: int = 0
+    answers: int = 0
     """Segments with data that were sent."""
-
-    @property
-    def silent(self) -> int:
-        """How long nothing has been said on it."""
-        return min(self.sent, self.received)
 
     def idle(self, idle_after: int) -> bool:
         """Whether it is proven that no request is under way."""
-        if self.state != _ESTABLISHED or self.queued:
+        _, _, state, _, queued, sent, received, acknowledged, amount, answers = self
+        if state != _ESTABLISHED or queued:
             return False
-        if not self.bytes_received:
-            return True
-        if not self.answers or self.sent > self.received:
+        if sent < received or not amount:
+            return bool(answers) or not amount
+        if sent > received or not answers:
             return False
-        return self.sent < self.received or self.acknowledged < self.received or self.silent >= _UNSURE * idle_after
+        return acknowledged < received or received >= _UNSURE * idle_after
 
 
 class Query(NamedTuple):
@@ -114,13 +105,11 @@ def count(query: Query) -> Connections:
     """
     busy = idle = recent = 0
     for connection in _of_clients(query, (*_SERVING, *_ENDING)):
-        if connection.bytes_received and connection.silent < _RECENT_MS:
+        if connection.bytes_received and (connection.sent < _RECENT_MS or connection.received < _RECENT_MS):
             recent += 1
-        if connection.state in _ENDING:
-            continue
         if connection.idle(query.idle_after):
             idle += 1
-        else:
+        elif connection.state not in _ENDING:
             busy += 1
     return Connections(busy=busy, idle=idle, recent=recent or _ended_just_now(query))
 
@@ -133,7 +122,8 @@ def close_idle(query: Query) -> int | None:
     """
     closed = 0
     for connection in list(_of_clients(query, (_ESTABLISHED,))):
-        if connection.silent < query.idle_after or not connection.idle(query.idle_after):
+        silent = min(connection.sent, connection.received)
+        if silent < query.idle_after or not connection.idle(query.idle_after):
             continue
         try:
             _destroy(connection)
@@ -153,15 +143,15 @@ def listens(port: int) -> bool:
 
 
 def _of_clients(query: Query, states: Sequence[int]) -> Iterator[Connection]:
-    ours = _mapped(query.passing_source) if query.passing_source else None
-    at = _mapped(query.address) if query.address else None
-    marked = _marked_peers(query)
+    marked = _marked_ends(query)
     for family in _families():
+        ours = _raw(query.passing_source, family) if query.passing_source else None
+        at = _raw(query.address, family) if query.address else None
         for connection in _dump(family, states, source=query.port):
-            _, port, local, remote = _ID.unpack(connection.identity)
-            if family == socket.AF_INET:
-                local, remote = _MAPPED + local[:4], _MAPPED + remote[:4]
-            if remote == ours or (at is not None and local != at) or (marked and Peer(remote, port) in marked):
+            identity = connection.identity
+            if identity[_THEIR_ADDRESS] == ours or (at is not None and identity[_OUR_ADDRESS] != at):
+                continue
+            if marked and _end(identity[_THEIR_ADDRESS], identity[_THEIR_PORT], family) in marked:
                 continue
             yield connection
 
@@ -176,25 +166,32 @@ def _ended_just_now(query: Query) -> int:
     return 0
 
 
-def _marked_peers(query: Query) -> set[Peer]:
+def _marked_ends(query: Query) -> set[bytes]:
     """The local ends of connections to the instance that carry the mark: a mark stays with the socket that connects."""
     if not query.passing_mark:
         return set()
     code = struct.pack("=BBHII", _MARK_CONDITION, 12, 16, query.passing_mark, 0xFFFFFFFF)
-    found = set()
-    for family in _families():
-        for connection in _dump(family, (*_SERVING, *_ENDING), target=query.port, code=code):
-            port, _, local, _ = _ID.unpack(connection.identity)
-            found.add(Peer(_MAPPED + local[:4] if family == socket.AF_INET else local, port))
-    return found
+    return {
+        _end(connection.identity[_OUR_ADDRESS], connection.identity[_OUR_PORT], family)
+        for family in _families()
+        for connection in _dump(family, (*_SERVING, *_ENDING), target=query.port, code=code)
+    }
+
+
+def _end(address: bytes, port: bytes, family: int) -> bytes:
+    """One end of a connection, IPv4 mapped into IPv6: a socket of either family may meet one of the other."""
+    return (_MAPPED + address[:4] if family == socket.AF_INET else address) + port
 
 
 def _families() -> tuple[int, ...]:
     return (socket.AF_INET, socket.AF_INET6) if os.path.exists("/proc/net/tcp6") else (socket.AF_INET,)  # noqa: PTH110
 
 
-def _mapped(address: str) -> bytes:
+def _raw(address: str, family: int) -> bytes:
+    """An address as sockets of that family have it."""
     packed = ipaddress.ip_address(address).packed
+    if family == socket.AF_INET:
+        return packed.ljust(16, b"\0")
     return packed if len(packed) == 16 else _MAPPED + packed
 
 
@@ -205,35 +202,39 @@ def _dump(family: int, states: Sequence[int], *, source: int = 0, target: int = 
     if code:
         body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(code), _BYTECODE) + code
     buffer = bytearray(_BUFFER)
+    info = 0
     try:
         with _asked(_SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, body) as netlink:
-            more = True
-            while more:
-                length = netlink.recv_into(buffer)
-                offset = 0
+            while True:
+                offset, length = 0, netlink.recv_into(buffer)
                 while offset < length:
-                    size, kind, *_ = _HEADER.unpack_from(buffer, offset)
-                    if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                        _check(kind, buffer, offset)
-                        more = False
-                        break
-                    yield _connection(family, buffer, offset, size)
+                    size, kind, state, identity, expires, unread, unacknowledged = _MESSAGE.unpack_from(buffer, offset)
+                    if kind != _SOCK_DIAG_BY_FAMILY:
+                        return _check(kind, buffer, offset)
+                    queued = unread + unacknowledged
+                    # The attribute with tcp_info is where it was in the last message, nearly always.
+                    if not 0 < info <= size - _TCP_INFO.size or _ATTRIBUTE.unpack_from(buffer, offset + info)[1] != _INFO:
+                        info = _place_of_info(buffer, offset, size)
+                    if info:
+                        _, unacked, sent, received, acknowledged, amount, answers = _TCP_INFO.unpack_from(buffer, offset + info)
+                        queued += unacked
+                        yield Connection(family, identity, state, expires, queued, sent, received, acknowledged, amount, answers)
+                    else:
+                        yield Connection(family, identity, state, expires, queued)
                     offset += size + 3 & ~3
     except OSError as error:
         raise _refusal(error) from error
 
 
-def _connection(family: int, buffer: bytearray, offset: int, size: int) -> Connection:
-    _, _, state, identity, expires, unread, unacknowledged = _MESSAGE.unpack_from(buffer, offset)
-    at, end = offset + _MESSAGE.size, offset + size
-    while at < end:
-        length, kind = _ATTRIBUTE.unpack_from(buffer, at)
+def _place_of_info(buffer: bytearray, offset: int, size: int) -> int:
+    """Where in a message the attribute with tcp_info begins; 0 when there is none."""
+    at = _MESSAGE.size
+    while at < size:
+        length, kind = _ATTRIBUTE.unpack_from(buffer, offset + at)
         if kind == _INFO and length >= _TCP_INFO.size:
-            unacked, sent, received, acknowledged, amount, answers = _TCP_INFO.unpack_from(buffer, at + _ATTRIBUTE.size)
-            queued = unread + unacknowledged + unacked
-            return Connection(family, identity, state, queued, expires, sent, received, acknowledged, amount, answers)
+            return at
         at += max(length, _ATTRIBUTE.size) + 3 & ~3
-    return Connection(family, identity, state, unread + unacknowledged, expires, 0, 0, 0, 0, 0)
+    return 0
 
 
 def _destroy(connection: Connection) -> None:

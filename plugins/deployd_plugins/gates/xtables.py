@@ -131,16 +131,10 @@ class Table:
         for found in reversed(dropped):
             self._delete(CHAIN, found.number)
         if rule is not None:
-            if not self._table.is_chain(CHAIN):
-                self._table.create_chain(CHAIN)
-            for chain in _JUMPS[self._name]:
-                if self._jump(chain) != 1:
-                    self._remove_jumps(chain)
-                    self._table.insert_entry(chain, self._jump_to_us(), 0)
+            self._ensure_jumps()
             self._table.append_entry(CHAIN, rule.raw(self._iptc))
         elif self._table.is_chain(CHAIN) and not any(self._entries(CHAIN)):
-            for chain in _JUMPS[self._name]:
-                self._remove_jumps(chain)
+            self._remove_jumps()
             self._table.delete_chain(CHAIN)
         return tuple(found.lease for found in dropped)
 
@@ -179,10 +173,13 @@ class Table:
             entry = self._table.next_rule(entry)
 
     def _jump(self, chain: str) -> int:
-        for place, entry in enumerate(self._entries(chain), start=1):
-            if self._table.get_target(entry) == CHAIN.encode():
-                return min(place, 2)
-        return 0
+        """Where the jump stands in a chain: 1 at its top, 2 further down, 0 nowhere."""
+        first = self._table.first_rule(chain)
+        if first and self._table.get_target(first) == CHAIN.encode():
+            return 1
+        if not self._references():
+            return 0
+        return 2 if any(self._table.get_target(entry) == CHAIN.encode() for entry in self._entries(chain)) else 0
 
     def _jump_to_us(self) -> Any:
         rule = _syn_rule(self._iptc, self._family)
@@ -192,11 +189,34 @@ class Table:
         rule.create_target(CHAIN)
         return rule.rule
 
-    def _remove_jumps(self, chain: str) -> None:
+    def _ensure_jumps(self) -> None:
+        """Have every packet that opens a connection meet our chain before anything else."""
+        if not self._table.is_chain(CHAIN):
+            self._table.create_chain(CHAIN)
+        elif all(self._jump(chain) == 1 for chain in _JUMPS[self._name]):
+            return
+        else:
+            self._remove_jumps()
+        for chain in _JUMPS[self._name]:
+            self._table.insert_entry(chain, self._jump_to_us(), 0)
+
+    def _remove_jumps(self) -> None:
+        """Remove every jump to our chain; where all stand at the top, without a walk through the rules of others."""
         target = CHAIN.encode()
-        numbers = [number for number, entry in enumerate(self._entries(chain)) if self._table.get_target(entry) == target]
-        for number in reversed(numbers):
-            self._delete(chain, number)
+        for chain in _JUMPS[self._name]:
+            first = self._table.first_rule(chain)
+            if first and self._table.get_target(first) == target:
+                self._delete(chain, 0)
+        for chain in _JUMPS[self._name] if self._references() else ():
+            numbers = [number for number, entry in enumerate(self._entries(chain)) if self._table.get_target(entry) == target]
+            for number in reversed(numbers):
+                self._delete(chain, number)
+
+    def _references(self) -> int:
+        """How many jumps to our chain there are."""
+        count, table = ctypes.c_uint(), self._table
+        table._iptc.iptc_get_references(ctypes.byref(count), CHAIN.encode(), table._handle)  # noqa: SLF001
+        return count.value
 
     def _delete(self, chain: str, number: int) -> None:
         # iptc deletes by comparing rules only; a rule that was read and appended again would lose its DROP.
