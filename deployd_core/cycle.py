@@ -22,6 +22,10 @@ _DOWN_TO_STAY = 2.0
 """Seconds without a process after which a restart counts as failed."""
 
 
+_LIVES = 4
+"""Processes after a restart that make a crash loop: its manager has started it again three times, and none got healthy."""
+
+
 class Moves(Struct, frozen=True, kw_only=True):
     """What the cycle does now."""
 
@@ -67,9 +71,12 @@ def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
     return Phase.DRAINING if facts.gate_closed else Phase.STALE
 
 
-def waiting(shown: tuple[InstanceView, ...]) -> frozenset[str]:
+def waiting(seen: Observation, shown: tuple[InstanceView, ...]) -> frozenset[str]:
     """The waits of the instances, for `Decision.waits`."""
-    return frozenset(_wait_key(view.phase, view.name) for view in shown if view.phase is not Phase.READY)
+    keys = {_wait_key(view.phase, view.name) for view in shown if view.phase is not Phase.READY}
+    # A restart that is tried again begins no new wait for health: what cannot start must not get a new deadline each time.
+    again = {_wait_key(Phase.WARMING, view.name) for view in shown if view.phase is Phase.RESTARTING}
+    return frozenset(keys | (again & seen.waits.keys()))
 
 
 def impossible(wish: Plan, rules: Rules, count: int) -> str:
@@ -124,7 +131,8 @@ def _healthy(facts: InstanceFacts, rules: Rules) -> bool:
 
 
 def _deadline(view: InstanceView, rules: Rules) -> float:
-    return view.since + (rules.drain_timeout if view.phase is Phase.DRAINING else rules.restart_timeout + rules.healthy_timeout)
+    patience = {Phase.DRAINING: rules.drain_timeout, Phase.RESTARTING: rules.restart_timeout}
+    return view.since + patience.get(view.phase, rules.healthy_timeout)
 
 
 def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish: Plan) -> Act | None:
@@ -164,6 +172,8 @@ def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setbac
     last = setback.reason if setback else facts.evidence if wrong_build else facts.reason
     if view.phase is Phase.WARMING and _is_down(facts, seen) and (facts.state is State.FAILED or setback is None):
         return f"{facts.name} did not stay up after its restart: {last}"
+    if view.phase is Phase.WARMING and facts.lives >= _LIVES and facts.health is not Health.HEALTHY:
+        return f"{facts.name} died {facts.lives - 1} times since its restart: {last}"
     if seen.now < _deadline(view, seen.rules) or view.phase is Phase.RESTARTING:
         return ""
     if view.phase is Phase.DRAINING:
@@ -221,5 +231,4 @@ def _floor(wish: Plan, rules: Rules, count: int) -> int:
 
 
 def _wait_key(phase: Phase, name: str) -> str:
-    # A restart and what follows it are one wait: a process that keeps dying must not get a new deadline with each life.
-    return f"{'stale' if phase is Phase.STALE else 'draining' if phase is Phase.DRAINING else 'restarting'}:{name}"
+    return f"{phase.value}:{name}"

@@ -67,8 +67,7 @@ class Looking:
 
     def restarting(self, name: str, now: float) -> None:
         """An instance is about to be restarted: what was seen of it is over."""
-        self._watches[name].ordered = True
-        self._watches[name].touched(now)
+        self._watches[name].restarting(now)
 
     def restarted(self, name: str, now: float) -> None:
         """Its restart has ended, well or not: looks that were begun before show the past."""

@@ -234,7 +234,7 @@ def _decide(
         acts=acts,
         reason=reason,
         deadline=deadline,
-        waits=waits | cycle.waiting(views),
+        waits=waits | cycle.waiting(seen, views),
         instances=views,
         plan=plan,
     )
