@@ -27,6 +27,10 @@ _DOWN_TO_STAY = 2.0
 """Seconds without a process after which a restart counts as failed."""
 
 
+_LIVES = 4
+"""Processes after a restart that make a crash loop: its manager has started it again three times, and none got healthy."""
+
+
 class Moves(Struct, frozen=True, kw_only=True):
     """What the cycle does now."""
 
@@ -76,10 +80,13 @@ def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
     return Phase.DRAINING if facts.gate_closed or closing else Phase.STALE
 
 
-def waiting(shown: tuple[InstanceView, ...], *, draining: bool) -> frozenset[str]:
+def waiting(seen: Observation, shown: tuple[InstanceView, ...], *, draining: bool) -> frozenset[str]:
     """The waits of the instances, for `Decision.waits`; without `draining`, closed gates are opened, and no drain goes on."""
     apart = (Phase.READY,) if draining else (Phase.READY, Phase.DRAINING)
-    return frozenset(_wait_key(view.phase, view.name) for view in shown if view.phase not in apart)
+    keys = {_wait_key(view.phase, view.name) for view in shown if view.phase not in apart}
+    # A restart that is tried again begins no new wait for health: what cannot start must not get a new deadline each time.
+    again = {_wait_key(Phase.WARMING, view.name) for view in shown if view.phase is Phase.RESTARTING}
+    return frozenset(keys | (again & seen.waits.keys()))
 
 
 def impossible(wish: Plan, rules: Rules, count: int) -> str:
@@ -180,7 +187,7 @@ def _may(act: InstanceAct, seen: Observation) -> bool:
 def _deadline(facts: InstanceFacts, view: InstanceView, rules: Rules) -> float:
     drain = rules.drain
     if drain is None or view.phase not in (Phase.DRAINING, Phase.RETURNING):
-        return view.since + rules.restart_timeout + rules.healthy_timeout
+        return view.since + (rules.restart_timeout if view.phase is Phase.RESTARTING else rules.healthy_timeout)
     if view.phase is Phase.RETURNING:
         return (facts.opened_at or view.since) + drain.traffic_timeout
     return view.since + _drain_time(drain, rules)
@@ -275,6 +282,8 @@ def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setbac
     last = setback.reason if setback else facts.evidence if wrong_build else facts.reason
     if view.phase is Phase.WARMING and _is_down(facts, seen) and (facts.state is State.FAILED or setback is None):
         return f"{facts.name} did not stay up after its restart: {last}"
+    if view.phase is Phase.WARMING and facts.lives >= _LIVES and facts.health is not Health.HEALTHY:
+        return f"{facts.name} died {facts.lives - 1} times since its restart: {last}"
     if seen.now < _deadline(facts, view, seen.rules) or view.phase in (Phase.RESTARTING, Phase.RETURNING):
         return ""
     if view.phase is Phase.DRAINING:
@@ -374,6 +383,4 @@ def _closed_key(name: str) -> str:
 
 
 def _wait_key(phase: Phase, name: str) -> str:
-    # A restart and what follows it are one wait: a process that keeps dying must not get a new deadline with each life.
-    apart = (Phase.STALE, Phase.DRAINING, Phase.RETURNING)
-    return f"{phase.value if phase in apart else 'restarting'}:{name}"
+    return f"{phase.value}:{name}"

@@ -51,6 +51,8 @@ class InstanceFacts(Struct, frozen=True, kw_only=True):
     healthy_since: float | None = None
     healthy_until: float | None = None
     """When the last look that found it healthy was begun."""
+    lives: int = 0
+    """Processes that it was seen with since it was last restarted."""
     state_since: float = 0.0
     """Since when every look found this very process, or none, in this state."""
     reason: str = ""

@@ -237,7 +237,7 @@ def _decide(
         acts=acts,
         reason=reason,
         deadline=deadline,
-        waits=waits | cycle.waiting(views, draining=step is HostStep.RESTARTING),
+        waits=waits | cycle.waiting(seen, views, draining=step is HostStep.RESTARTING),
         instances=views,
         plan=plan,
     )

@@ -137,6 +137,8 @@ class Watch:
         self._healthy_since: float | None = None
         self._healthy_until: float | None = None
         self._state_since = 0.0
+        self._last_process: ProcessId | None = None
+        self._lives = 0
         self._warmed: ProcessId | None = None
         self._not_before = 0.0
         # Of the gate more is known than from the last look: what we did to it ourselves, even while the process is being restarted.
@@ -158,6 +160,9 @@ class Watch:
             self.changed_at = ended
         if before is None or before.process != sighting.process:
             self._streak, self._healthy_since = 0, None
+        if sighting.process is not None and sighting.process != self._last_process:
+            self._last_process = sighting.process
+            self._lives += 1
         if before is None or (before.process, before.state) != (sighting.process, sighting.state):
             self._state_since = started
         if sighting.verdict.health is Health.HEALTHY:
@@ -223,6 +228,7 @@ class Watch:
     def restarting(self, now: float) -> None:
         """It is about to be restarted for the wanted build."""
         self.ordered = True
+        self._lives = 0
         self.opened_at, self._traffic = None, []
         self.touched(now)
 
@@ -280,6 +286,7 @@ class Watch:
             healthy_since=self._healthy_since,
             healthy_until=self._healthy_until,
             state_since=self._state_since,
+            lives=self._lives,
             reason=seen.verdict.reason,
             evidence=seen.evidence,
             warm=seen.process is not None and seen.process == self._warmed,

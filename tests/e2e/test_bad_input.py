@@ -166,7 +166,7 @@ def test_a_build_that_dies_at_once(serving: Any) -> None:
     serving.pack("web", "v2", server="raise SystemExit('no database')")
     serving.enable("web", "v2")
 
-    expect(serving, "failed", "web@8001 did not start")
+    expect(serving, "failed", "web@8001 died", "times since its restart")
 
 
 def test_a_broken_plugin_takes_nothing_down(deploy: Any) -> None:

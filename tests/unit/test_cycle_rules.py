@@ -79,6 +79,15 @@ def test_an_instance_that_ends_after_its_restart_fails_and_is_not_restarted_agai
     assert decide(ended, now=102.0).acts == (RecordFailure(reason="web did not stay up after its restart: EXITED"),)
 
 
+def test_a_crash_loop_fails_long_before_the_deadline() -> None:
+    """A process that its manager starts again and again is counted by its lives."""
+    dying = InstanceFacts(name="web", looked=True, running=True, serves="v2", state=State.STARTING, ordered=True, reason="refused")
+    three, four = (msgspec.structs.replace(dying, lives=lives) for lives in (3, 4))
+
+    assert decide(three).acts == ()
+    assert decide(four).acts == (RecordFailure(reason="web died 3 times since its restart: refused"),)
+
+
 def test_a_restart_that_did_not_happen_is_tried_again_after_its_setback() -> None:
     """A manager that was away is asked again; meanwhile the old process serves on."""
     old = InstanceFacts(name="web", looked=True, running=True, serves="v1", state=State.RUNNING, ordered=True)
@@ -93,7 +102,18 @@ def test_the_time_of_the_restart_is_not_taken_from_the_time_to_get_healthy() -> 
     rules = Rules(healthy_timeout=20, restart_timeout=60)
 
     assert decide(starting, now=170.0, waits={"restarting:web": 100.0}, rules=rules).acts == ()
-    assert RecordFailure in kinds(decide(starting, now=180.0, waits={"restarting:web": 100.0}, rules=rules))
+    assert decide(starting, now=179.0, waits={"warming:web": 160.0}, rules=rules).acts == ()
+    assert RecordFailure in kinds(decide(starting, now=180.0, waits={"warming:web": 160.0}, rules=rules))
+
+
+def test_a_restart_that_is_tried_again_begins_no_new_wait_for_health() -> None:
+    """The deadline of an instance that cannot be started runs on while its manager is asked again."""
+    waits = {"warming:web": 100.0}
+    old = InstanceFacts(name="web", looked=True, running=True, serves="v1", state=State.RUNNING, ordered=True)
+
+    decision = decide(old, waits=waits, busy=frozenset({"restart:web"}), now=110.0)
+
+    assert "warming:web" in decision.waits
 
 
 def test_a_failed_host_gives_traffic_back_to_what_can_serve() -> None:
