@@ -87,6 +87,12 @@ def owner_here(host: str) -> str:
     return f"{host}/{os.getpid()}/{me.started if me else 0:.2f}"
 
 
+def same_owner(one: str, other: str) -> bool:
+    """Whether two names mean one process: where room is short, the name of the host is cut."""
+    (host, _, process), (other_host, _, other_process) = one.partition("/"), other.partition("/")
+    return process == other_process and (host.startswith(other_host) or other_host.startswith(host))
+
+
 def owner_lives(owner: str) -> bool:
     """Whether a process that `owner_here` named is still there, on this machine."""
     _, _, rest = owner.partition("/")

@@ -112,7 +112,7 @@ class Lookout(Struct, frozen=True, kw_only=True):
             )
         except DeploydError as error:
             return msgspec.structs.replace(sighting, gate_problem=_problem(error))
-        held = closed is not None and closed.owner != self.owner and processes.owner_lives(closed.owner)
+        held = closed is not None and not processes.same_owner(closed.owner, self.owner) and processes.owner_lives(closed.owner)
         seen = msgspec.structs.replace(sighting, closed=closed, held=held)
         if closed is None and not returning:
             return seen
@@ -267,7 +267,7 @@ class Watch:
             opened_at=self.opened_at,
             traffic_back=self.traffic_back,
             gate_closed=closed is not None,
-            gate_ours=closed is None or closed.owner == owner,
+            gate_ours=closed is None or processes.same_owner(closed.owner, owner),
             gate_held=self._held,
             gate_lost=self._lost,
             lease_left=max(0.0, closed.until - wall) if closed is not None else 0.0,
