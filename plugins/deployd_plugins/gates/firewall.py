@@ -118,7 +118,7 @@ _SAID: set[str] = set()
 def has_ipv6() -> bool:
     """Whether any interface of the host has an IPv6 address."""
     try:
-        return bool(Path("/proc/net/if_inet6").read_text(encoding="ascii"))
+        return bool(Path("/proc/net/if_inet6").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
 

@@ -236,7 +236,7 @@ def _loaded_tables() -> Iterator[tuple[int, str]]:
     """The legacy tables of this host in which a rule of ours may stand; looking at another would load it."""
     for family, path in _LOADED.items():
         try:
-            loaded = path.read_text(encoding="ascii").split()
+            loaded = path.read_text(encoding="utf-8").split()
         except FileNotFoundError:
             continue
         except PermissionError as error:
