@@ -1,12 +1,14 @@
 """The daemon of a host: one engine per service, one ZooKeeper session, signals, readiness.
 
 Signal handlers only set flags; the main thread acts on them. SIGTERM and SIGINT end every engine at its next safe point (no restart
-under way), SIGHUP does the same and then begins again with what agent.toml says now. A service whose engine fails goes on alone:
+under way), SIGHUP does the same and then begins again with what agent.toml says now, SIGUSR1 writes to standard error where every
+thread is. A service whose engine fails goes on alone:
 the others never notice.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import logging
 import os
@@ -192,6 +194,7 @@ def run(config_path: Path, plugins_directory: Path | None = None) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)
+    faulthandler.register(signal.SIGUSR1)
     with _only_agent(Path(config.state_directory), config.host):
         while not finish.is_set():
             ended.clear()

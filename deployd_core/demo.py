@@ -16,17 +16,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import click
 
 from deployd_core import rollouts
 from deployd_core.config import load_spec
 from deployd_core.demo_client import Client, ask
-from deployd_core.errors import ConfigError, RestartFailed, Unavailable
+from deployd_core.errors import ConfigError, DeploydError, RestartFailed, Unavailable
 from deployd_core.packing import Packed, pack
 from deployd_core.plugins import Plugins
 from deployd_core.processes import process_id
@@ -68,27 +70,65 @@ def run_demo(*, keep: bool, hosts: int = 3) -> int:
     _require(home)
     logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # it speaks of every attempt
     with ExitStack() as stack:
-        stack.enter_context(_signals())
+        signals = stack.enter_context(_Signals())
         directory = _directory(stack)
         try:
-            demo = Demo(directory, stack, home=home, hosts=hosts)
+            demo = Demo(directory, stack, signals, home=home, hosts=hosts)
             done = demo.tell()
-            _say(_next_steps(demo.address) if keep else _last_words())
+            demo.say(_next_steps(demo.address) if keep else _last_words())
             if keep:
                 demo.stay()
+        except DeploydError:
+            signals.check()  # what a signal cut off may have failed for that
+            raise
         finally:
-            # From here on everything is taken down, and that is not interrupted.
-            for number in _SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
+            signals.ignore()  # from here on everything is taken down
     return 0 if done else 1
+
+
+class _Signals:
+    """Has signals end the demo by an exception, so that everything is taken down.
+
+    kazoo catches whatever is raised while it talks, that exception too: so the signal is remembered and asked for.
+    """
+
+    def __init__(self) -> None:
+        self._caught = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number, handler in self._before.items():
+            if handler is not signal.SIG_IGN:  # nohup, or a shell that runs us in the background
+                signal.signal(number, self._end)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise again for a signal that has come."""
+        if self._caught:
+            sys.exit(128 + self._caught)
+
+    def ignore(self) -> None:
+        """Take no more signals."""
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _end(self, number: int, _frame: object) -> None:
+        self._caught = number
+        self.check()
 
 
 class Demo:
     """The fleet, and the story told of it."""
 
-    def __init__(self, directory: Path, stack: ExitStack, *, home: Path | None, hosts: int) -> None:
+    def __init__(self, directory: Path, stack: ExitStack, signals: _Signals, *, home: Path | None, hosts: int) -> None:
         self._directory = directory
         self._stack = stack
+        self._signals = signals
         self._zookeeper = ZooKeeperServer(directory / "zookeeper", home=home)
         self._hosts = hosts
         self._fleet: Fleet
@@ -102,7 +142,7 @@ class Demo:
     def tell(self) -> bool:
         """Tell the story; whether it ended well."""
         began = time.monotonic()
-        _say(f"deployd demo: {self._hosts} hosts with {INSTANCES} instances each, everything below {self._directory}\n")
+        self.say(f"deployd demo: {self._hosts} hosts with {INSTANCES} instances each, everything below {self._directory}\n")
         self._start()
         builds = {build: self._pack(build) for build in ("v1", "v2")}
         path = self._directory / f"{SERVICE}.toml"
@@ -111,23 +151,28 @@ class Demo:
         )
         rollouts.apply_spec(self._session, SERVICE, load_spec(path, Plugins.load(directory=self._fleet.plugins), SERVICE))
         self._wait(self._all_alive, _START_TIMEOUT)
-        _say(f"1. ZooKeeper, {self._hosts} agents and as many supervisors run   ({time.monotonic() - began:.1f} s)")
-        _say(
+        self.say(f"1. ZooKeeper, {self._hosts} agents and as many supervisors run   ({time.monotonic() - began:.1f} s)")
+        self.say(
             f"2. Service {SERVICE}: strategy {_STRATEGY}, one host at a time, one instance at a time; builds v1 and v2 are packed\n"
         )
-        _say(f"3. Enable v1, as `deployd enable {SERVICE} v1` does")
+        self.say(f"3. Enable v1, as `deployd enable {SERVICE} v1` does")
         self._roll("v1", builds["v1"])
         self._curl()
-        _say(f"\n4. Enable v2, as `deployd enable {SERVICE} v2` does, while a client asks one instance after the other")
+        self.say(f"\n4. Enable v2, as `deployd enable {SERVICE} v2` does, while a client asks one instance after the other")
         with Client(self._urls()) as client:
             self._roll("v2", builds["v2"])
-        _say(f"   The client: {client.summary()}")
+        self.say(f"   The client: {client.summary()}")
         answers = self._curl()
         if answers != ["v2"] * len(answers):
-            _say("\n5. That went wrong: not every instance serves v2")
+            self.say("\n5. That went wrong: not every instance serves v2")
             return False
-        _say(f"\n5. All {self._hosts} hosts serve v2, and so does every instance   ({time.monotonic() - began:.1f} s)")
+        self.say(f"\n5. All {self._hosts} hosts serve v2, and so does every instance   ({time.monotonic() - began:.1f} s)")
         return True
+
+    def say(self, text: str) -> None:
+        """Print a part of the story."""
+        self._signals.check()
+        click.echo(text)
 
     def stay(self) -> None:
         """Leave everything running until a signal comes, or something ends by itself."""
@@ -167,7 +212,7 @@ class Demo:
                 words = _progress(entry, rollout, build)
                 if words and said.get(entry.host) != words:
                     said[entry.host] = words
-                    _say(f"   {time.monotonic() - began:5.1f} s  {entry.host}  {words}")
+                    self.say(f"   {time.monotonic() - began:5.1f} s  {entry.host}  {words}")
             return all(_converged(entry, rollout) for entry in fleet.hosts)
 
         self._wait(done, _START_TIMEOUT + _SECONDS_PER_HOST * self._hosts)
@@ -187,7 +232,8 @@ class Demo:
         return len(fleet.hosts) == self._hosts and all(entry.alive for entry in fleet.hosts)
 
     def _check_children(self) -> None:
-        """Raise when something that we started has ended by itself."""
+        """Raise when something that we started has ended by itself, or we are to end."""
+        self._signals.check()
         pid = self._zookeeper.pid
         if pid is None or process_id(pid) is None:
             raise Unavailable("the demo's ZooKeeper has ended")
@@ -209,7 +255,7 @@ class Demo:
         answers: list[str] = []
         for urls in self._urls_by_host().values():
             found = [ask(url) for url in urls]
-            _say(f"   $ curl {' '.join(urls)}   {'  '.join(found)}")
+            self.say(f"   $ curl {' '.join(urls)}   {'  '.join(found)}")
             answers += found
         return answers
 
@@ -227,23 +273,6 @@ def _directory(stack: ExitStack) -> Path:
     directory = Path(tempfile.mkdtemp(prefix="deployd-demo-", dir=short))
     stack.callback(shutil.rmtree, directory, ignore_errors=True)
     return directory
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Have signals end the demo by an exception, so that everything is taken down; Python does it for SIGINT alone."""
-
-    def end(number: int, _frame: object) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _progress(entry: HostEntry, rollout: str, build: str) -> str:
@@ -290,10 +319,6 @@ def _end_of_logs(fleet: Fleet) -> str:
 
 def _tail(text: str, lines: int = 3) -> str:
     return " | ".join(text.strip().splitlines()[-lines:]) or "nothing"
-
-
-def _say(text: str) -> None:
-    click.echo(text)
 
 
 def _program() -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import signal
 import tempfile
 import time
 import tomllib
@@ -92,7 +94,13 @@ class Deployment:
                 if condition(found):
                     return
             if time.monotonic() > deadline:
-                logs = "\n".join(f"--- {name}\n{host.log()[-4000:]}" for name, host in self.fleet.hosts.items())
+                for host in self.fleet.hosts.values():
+                    if host.agent_pid is not None:
+                        os.kill(host.agent_pid, signal.SIGUSR1)  # it writes to its log where every thread is
+                time.sleep(0.5)
+                logs = "\n".join(
+                    f"--- {name}, agent {host.agent_pid}\n{host.log()[-8000:]}" for name, host in self.fleet.hosts.items()
+                )
                 pytest.fail(f"not {what} within {timeout:g} s: {found}\n{logs}")
             time.sleep(0.02)
 
