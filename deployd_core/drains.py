@@ -6,13 +6,13 @@ None of it needs an agent; reaping needs no ZooKeeper either.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
 from msgspec import Struct
 
-from deployd_core.api import ClosedGate, Connections, DrainOptions, Gate, GateCall
+from deployd_core.api import ClosedGate, Connections, DrainOptions, Gate, GateCall, HostCall
 from deployd_core.boundary import Bound
 from deployd_core.errors import ConfigError, DeploydError
 from deployd_core.plugins import Kind, Plugins
@@ -95,9 +95,10 @@ def state_of(lease: ClosedGate, now: float) -> Lease:
     return Lease.HELD if owner_lives(lease.owner) else Lease.ORPHANED
 
 
-def clear(asked: Sequence[Bound[Gate[Any]]], closed: Sequence[Closed]) -> list[DeploydError]:
-    """Open what is closed, each by the gate that told of it; what went wrong on the way."""
+def clear(asked: Sequence[Bound[Gate[Any]]], closed: Sequence[Closed]) -> tuple[list[Closed], list[DeploydError]]:
+    """Open what is closed, each by the gate that told of it; what was opened, and what went wrong on the way."""
     by_name = {gate.name: gate for gate in asked}
+    opened: list[Closed] = []
     errors: list[DeploydError] = []
     for found in closed:
         service, instance = found.lease.service, found.lease.instance
@@ -105,7 +106,9 @@ def clear(asked: Sequence[Bound[Gate[Any]]], closed: Sequence[Closed]) -> list[D
             by_name[found.gate].call(f"opening {instance}", lambda it, s=service, i=instance: it.clear(s, i))  # type: ignore[misc]
         except DeploydError as error:
             errors.append(error)
-    return errors
+        else:
+            opened.append(found)
+    return opened, errors
 
 
 def dead(asked: Sequence[Bound[Gate[Any]]], *, grace: float, wait: Callable[[float], object] = time.sleep) -> Found:
@@ -228,7 +231,7 @@ def _order(closed: Closed) -> tuple[str, str, str]:
     return closed.lease.service, closed.lease.instance, closed.gate
 
 
-def in_the_way(gate: Bound[Gate[Any]], call: GateCall) -> Iterator[str]:
-    """Why a rehearsal cannot begin: instances of the service that are closed already."""
-    for found in gate.call("listing closed gates", lambda it: it.closed(call)):
-        yield f"{found.instance} is closed already, by {found.owner}"
+def in_the_way(gate: Bound[Gate[Any]], call: HostCall) -> str:
+    """Why a rehearsal cannot begin: an instance of the service that is closed already. Empty: it can."""
+    closed = gate.call("listing closed gates", lambda it: it.closed(call))
+    return f"{closed[0].instance} is closed already, by {closed[0].owner}" if closed else ""

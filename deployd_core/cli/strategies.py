@@ -1,16 +1,34 @@
-"""`deployd strategies`: what decides when instances restart."""
+"""`deployd strategies`: what decides when instances restart, and what it would decide now."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Group
-from deployd_core.cli.settings import Settings, complete_plugins, config_options, json_option, pass_settings
+from deployd_core.cli.here import spec_option
+from deployd_core.cli.settings import (
+    Settings,
+    complete_plugins,
+    config_options,
+    duration,
+    json_option,
+    pass_settings,
+    zookeeper_options,
+)
+from deployd_core.errors import NotFound
+from deployd_core.units import Duration
 
 
-@click.group("strategies", cls=Group, examples=["deployd strategies list", "deployd strategies show concurrency"])
+@click.group(
+    "strategies",
+    cls=Group,
+    examples=["deployd strategies list", "deployd strategies show concurrency", "deployd strategies plan web"],
+)
 def command() -> None:
-    """List and describe restart strategies."""
+    """List and describe restart strategies, and say what one would do here."""
 
 
 @command.command("list", examples=["deployd strategies list", "deployd strategies list --json"])
@@ -39,3 +57,45 @@ def show_strategy(settings: Settings, *, name: str, as_json: bool) -> None:
     from deployd_core.plugins import Kind
 
     print_plugin(settings.plugins(), Kind.STRATEGY, name, as_json=as_json, group="strategies")
+
+
+@command.command(
+    "plan",
+    examples=[
+        "deployd strategies plan web",
+        "deployd strategies plan web --build 2026.11.23-1",
+        "deployd strategies plan web --spec web.toml --build v2",
+    ],
+)
+@click.argument("service")
+@click.option("--build", metavar="ID", default="", help="As if this build were enabled. [default: the one that is]")
+@spec_option
+@click.option(
+    "--start",
+    type=duration,
+    metavar="DURATION",
+    default="1s",
+    help="Assume that an instance takes so long to get healthy. [default: 1s]",
+)
+@json_option
+@zookeeper_options
+@pass_settings
+def plan(settings: Settings, *, service: str, build: str, spec_file: Path | None, start: Duration, as_json: bool) -> int:
+    """Say what the agent would do on this host now, move by move. Touches nothing.
+
+    The real planner and strategy run over a copy of what is seen here, in virtual time, taking it that everything goes well: which
+    instances, in which order, which rules, with which deadlines. See as much as the agent does: run it as the agent's user.
+    """
+    from deployd_core.cli.here import find_service
+    from deployd_core.cli.story import print_story
+    from deployd_core.dry_run import Assumptions, tell
+    from deployd_core.planner import HostStep
+    from deployd_core.survey import look
+
+    here = find_service(settings, service, spec_file=spec_file, build=build)
+    if here.snapshot.enabled is None:
+        raise NotFound(f"nothing is enabled for {service}", hint=f"deployd strategies plan {service} --build BUILD")
+    seen = look(here)
+    story = tell(seen, here.plan, Assumptions(start=float(start)))
+    print_story(here, seen, story, as_json=as_json)
+    return Exit.DONE if story.ended is HostStep.CONVERGED else Exit.FAILED
