@@ -23,6 +23,7 @@ _LOADED = {IPV4: Path("/proc/net/ip_tables_names"), IPV6: Path("/proc/net/ip6_ta
 _LONGEST_COMMENT = 255
 _TRIES = 5
 _TIMEOUT = 10.0
+"""Longest to wait for the lock, in seconds: whoever holds it for longer is stuck."""
 
 
 class IptablesOptions(FirewallOptions, frozen=True, kw_only=True):
@@ -177,7 +178,7 @@ class IptablesGate(FirewallGate[IptablesOptions]):
         if rule is not None and rule.mode == "redirect":
             _check_unused(rule.unused_port)
         dropped: tuple[ClosedGate, ...] = ()
-        with xtables_lock.held(self.options.lock, timeout), _libiptc(family) as iptc:
+        with xtables_lock.held(self.options.lock, min(timeout, _TIMEOUT)), _libiptc(family) as iptc:
             for _ in range(_TRIES):
                 now = time.time()
                 changing = xtables.Table(iptc, family, table)

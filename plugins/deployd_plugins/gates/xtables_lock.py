@@ -1,4 +1,4 @@
-"""The locks of changes to the tables of iptables: between the threads of this process, and between programs. Not a gate itself."""
+"""The locks of the tables of iptables: between programs that change them, and between threads of this one. Not a gate itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from deployd_core.api import ConfigError, Unavailable
 
-THREADS = threading.RLock()
+THREADS = threading.Lock()
 """libiptc and libxtables keep global state: one thread at a time, for reading too."""
 
 _LOOK_AGAIN = 0.002
@@ -20,24 +20,20 @@ _LOOK_AGAIN = 0.002
 
 @contextlib.contextmanager
 def held(path: str, timeout: float) -> Iterator[None]:
-    """Hold the lock that iptables itself takes with ``-w``, and this process's own.
+    """Hold the lock that iptables itself takes with ``-w``. It is between threads, too: each has a descriptor of its own.
+
+    Taken before `THREADS`, so that who waits for another program keeps nobody here from reading.
 
     Raises:
         ConfigError: The file cannot be opened.
         Unavailable: Another program has held it for `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
-    if not THREADS.acquire(timeout=timeout):
-        raise Unavailable(f"another thread has held the tables of iptables for {timeout:g} s")
+    descriptor = _open(path)
     try:
-        descriptor = _open(path)
-        try:
-            _lock(descriptor, path, timeout, deadline)
-            yield
-        finally:
-            os.close(descriptor)
+        _lock(descriptor, path, timeout, time.monotonic() + timeout)
+        yield
     finally:
-        THREADS.release()
+        os.close(descriptor)
 
 
 def _open(path: str) -> int:
