@@ -215,7 +215,7 @@ class Haproxy(Balancer):
             servers: ``host:port`` of each server behind it; they are named ``web-PORT`` in the backend ``web``.
             listen: ``host:port`` for clients.
             close: ``option http-server-close``: no connection to a server outlives its request.
-            check: It checks its servers' health by itself.
+            check: It checks its servers' health by itself, and takes one that refuses for down.
             before: Words before the command.
         """
         super().__init__(directory, servers, listen=listen, before=before)
@@ -226,7 +226,7 @@ class Haproxy(Balancer):
 
     def configuration(self) -> str:
         """What its configuration file says."""
-        check = " check inter 500ms" if self.check else ""
+        check = " check inter 500ms observe layer4 error-limit 1 on-error mark-down" if self.check else ""
         return _HAPROXY.format(
             socket=self.socket,
             listen=self.listen,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import struct
 import subprocess
@@ -68,7 +69,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     close: bool = False
     """HAProxy: ``option http-server-close``."""
     check: bool = False
-    """HAProxy checks health by itself."""
+    """HAProxy checks health by itself, and takes an instance that refuses for down."""
     remote: bool = False
     """Balancer and clients are in another network namespace, behind a veth pair."""
     gate: str = "iptables"
@@ -78,9 +79,9 @@ class Scenario(Struct, frozen=True, kw_only=True):
     """Options of the strategy, in TOML."""
     instances: int = 8
     clients: int = 40
-    before: float = 3.0
+    before: float = 1.5
     """Seconds of load before the roll."""
-    after: float = 2.0
+    after: float = 1.0
 
 
 class Rolled(Struct, frozen=True, kw_only=True):
@@ -90,8 +91,10 @@ class Rolled(Struct, frozen=True, kw_only=True):
     began: float
     """When v2 was enabled, on the monotonic clock of the load."""
     ended: float
+    lives: int
+    """Processes of the service that there have been."""
     cut: int
-    """Requests that an instance had begun and never ended."""
+    """Requests that one of them had begun and never ended."""
     broken: list[str]
     """What the balancer's log says of connections that broke."""
     log: str
@@ -107,6 +110,11 @@ class Rolled(Struct, frozen=True, kw_only=True):
     def before(self) -> Load:
         """What was sent before the roll, without the first second of it."""
         return self.load.between(min(request.at for request in self.load.requests) + 1, self.began)
+
+    @property
+    def after(self) -> Load:
+        """What was sent after the roll."""
+        return self.load.between(self.ended, math.inf)
 
     @property
     def during(self) -> Load:
@@ -215,7 +223,8 @@ class _Rig:
             load=load,
             began=began,
             ended=ended,
-            cut=self._cut(),
+            lives=len(self._counts()),
+            cut=sum(begun - ended for begun, ended in self._counts()),
             broken=self._balancer.broken if self._balancer is not None else [],
             log=host.log(),
             events=[msgspec.json.decode(line) for line in (host.directory / "events.jsonl").read_bytes().splitlines()],
@@ -276,13 +285,10 @@ class _Rig:
                 logs = "".join(host.log()[-6000:] for host in self._fleet.hosts.values())
                 raise SystemExit(f"not converged on {build}: {found.hosts}\n{logs}")
 
-    def _cut(self) -> int:
-        """Requests that instances have begun and never ended."""
-        cut = 0
-        for path in self._directory.glob("fleet/*/web/shared/*.requests"):
-            begun, ended = struct.unpack("qq", path.read_bytes())
-            cut += begun - ended
-        return cut
+    def _counts(self) -> list[tuple[int, int]]:
+        """Requests begun and ended, of every process of the service that there has been."""
+        paths = self._directory.glob("fleet/*/web/shared/*.requests")
+        return [struct.unpack("qq", path.read_bytes()) for path in paths]
 
 
 @contextlib.contextmanager
