@@ -111,13 +111,28 @@ class InstanceAct(Act, frozen=True):
 class CloseGate(InstanceAct, frozen=True):
     """Turn the traffic of an instance off, or move the end of the lease."""
 
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return f"closing the gate of {self.instance}"
+
 
 class CloseIdle(InstanceAct, frozen=True):
     """Close the connections that clients keep open and do not use."""
 
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return f"closing idle connections of {self.instance}"
+
 
 class OpenGate(InstanceAct, frozen=True):
     """Turn the traffic of an instance on."""
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return f"opening the gate of {self.instance}"
 
 
 class Restart(InstanceAct, frozen=True):
@@ -127,9 +142,19 @@ class Restart(InstanceAct, frozen=True):
     cut: int = 0
     """Busy connections that the restart cuts."""
 
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return f"{self.action.value}ing {self.instance}"
+
 
 class WarmUp(InstanceAct, frozen=True):
     """Send the warm-up requests of the spec past the closed gate."""
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return f"warming up {self.instance}"
 
 
 class Settle(Act, frozen=True):

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from deployd_core.acts import Act, Restart
+from deployd_core.acts import Act, CloseIdle, Restart
 from deployd_core.api import HostCall, InstanceCall
 from deployd_core.asking import ask_strategy
 from deployd_core.clock import Clock, rfc3339
@@ -269,7 +269,8 @@ class Engine:
             if act.cut:
                 self._last_error = f"{act.instance} was restarted with {act.cut} connections in flight: the drain took too long"
                 self._emit("instance.cut", scene.snapshot, {"instance": act.instance, "connections": act.cut})
-        _LOG.info("%s: %s", self.service, act.doing)
+        # Idle connections are closed ten times a second while an instance is drained.
+        _LOG.log(logging.DEBUG if isinstance(act, CloseIdle) else logging.INFO, "%s: %s", self.service, act.doing)
         self._tasks.start(
             act.key,
             lambda: performer.perform(act, scene),
