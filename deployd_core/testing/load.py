@@ -39,6 +39,8 @@ class Request(Struct, frozen=True, array_like=True):
     """Empty for a 2xx."""
     build: str = ""
     """What the server said it serves."""
+    port: int = 0
+    """Which instance answered."""
     kind: str = ""
     """``GET`` or ``POST``, and ``keep-alive`` or ``close``."""
 
@@ -141,17 +143,20 @@ class _Client:
         method = chance.choice(("GET", "POST"))
         milliseconds = _LONG_MS if chance.random() < _LONG_SHARE else chance.randint(_SHORTEST_MS, _LONGEST_MS)
         kind = f"{method} {'keep-alive' if self._keep_alive else 'close'}"
-        at, error, build = time.monotonic(), "", ""
+        at, error, build, port = time.monotonic(), "", "", 0
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT):
-                status, build = await self._exchange(method, milliseconds, kind)
-            error = "" if 200 <= status < 300 else f"answered {status}"
+                status, text = await self._exchange(method, milliseconds, kind)
+            if 200 <= status < 300:
+                build, port = text.split()[0], int(text.split()[1])
+            else:
+                error = f"answered {status}"
         except (OSError, asyncio.IncompleteReadError, ValueError) as problem:
             error = f"{type(problem).__name__}: {problem}"
         if error or not self._keep_alive:
             self._close()
         seconds = time.monotonic() - at
-        return Request(at, milliseconds, seconds, error, "" if error else build, kind)
+        return Request(at, milliseconds, seconds, error, build, port, kind)
 
     async def _exchange(self, method: str, milliseconds: int, kind: str) -> tuple[int, str]:
         """Send one request and read its answer: the status and the body."""

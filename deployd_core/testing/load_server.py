@@ -1,6 +1,6 @@
 """A service that is hard to restart unnoticed. Standard library only: it is copied into builds and run by itself.
 
-``/health`` answers at once, anything else after ``?ms=…`` milliseconds, GET and POST alike, on connections that stay open. It takes
+``/health`` answers at once, anything else after ``?ms=…`` milliseconds, GET and POST alike, with the build and the port. It takes
 ``--start-seconds`` to start, its first requests take ``--cold-seconds`` longer, and SIGTERM ends it on the spot.
 
 Each process counts the requests it has begun and ended in ``shared/PORT.PID.requests``: two native integers that outlive it, so
@@ -38,8 +38,9 @@ class Counts:
 class Service:
     """What all connections share."""
 
-    def __init__(self, build: str, counts: Counts, cold_seconds: float) -> None:
+    def __init__(self, build: str, port: int, counts: Counts, cold_seconds: float) -> None:
         self.build = build
+        self._port = port
         self._cold_seconds = cold_seconds
         self.counts = counts
         self._warm_at: float | None = None
@@ -55,7 +56,7 @@ class Service:
             self._warm_at = now + self._cold_seconds
         milliseconds = int(parse_qs(parts.query).get("ms", ["0"])[0])
         await asyncio.sleep(milliseconds / 1000 + max(0.0, self._warm_at - now))
-        return self.build.encode()
+        return f"{self.build} {self._port}".encode()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, request after request."""
@@ -83,7 +84,7 @@ class Service:
 
 async def serve(port: int, build: str, cold_seconds: float) -> None:
     """Serve for ever, on every address of the host."""
-    service = Service(build, Counts(Path(f"../../shared/{port}.{os.getpid()}.requests")), cold_seconds)
+    service = Service(build, port, Counts(Path(f"../../shared/{port}.{os.getpid()}.requests")), cold_seconds)
     server = await asyncio.start_server(service.serve, "0.0.0.0", port, backlog=512)  # noqa: S104 - in a namespace of its own
     await server.serve_forever()
 
