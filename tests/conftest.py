@@ -16,9 +16,10 @@ from deployd_core.testing.zookeeper import ZooKeeperServer, home_from_environmen
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """A run in the background of a shell inherits that SIGINT is ignored, and would pass it on to what the tests interrupt."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A run in the background, or under nohup, inherits signals that are ignored, and would pass that on to what the tests end."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
