@@ -28,7 +28,7 @@ from deployd_core.units import Duration
     examples=["deployd strategies list", "deployd strategies show concurrency", "deployd strategies plan web"],
 )
 def command() -> None:
-    """List and describe restart strategies, and say what one would do here."""
+    """List, describe and preview restart strategies."""
 
 
 @command.command("list", examples=["deployd strategies list", "deployd strategies list --json"])

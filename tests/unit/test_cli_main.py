@@ -24,7 +24,7 @@ Common commands:
   status      Show which build every host serves, and what it is doing.
   why         Say why hosts wait or have failed, and what to type next.
   services    Write, list and delete the specs of services.
-  strategies  List and describe restart strategies.
+  strategies  List, describe and preview restart strategies.
   demo        Roll a small fleet on this machine from one build to the next.
 
 All commands: deployd --help. One of them: deployd COMMAND --help.
@@ -33,17 +33,19 @@ All commands: deployd --help. One of them: deployd COMMAND --help.
 GROUP = """\
 Usage: deployd strategies [OPTIONS] COMMAND [ARGS]...
 
-  List and describe restart strategies.
+  List, describe and preview restart strategies.
 
 Examples:
   deployd strategies list
   deployd strategies show concurrency
+  deployd strategies plan web
 
 Options:
   -h, --help  Show this message and exit.
 
 Commands:
   list  List the strategies that a spec can name.
+  plan  Say what the agent would do on this host now, move by move.
   show  Describe a strategy and its options.
 """
 
@@ -106,7 +108,7 @@ def test_version_names_what_matters(capsys):
     ("arguments", "message"),
     [
         (["statsu"], "there is no command 'statsu'. Did you mean 'status'? known: agent, builds, "),
-        (["strategies", "lst"], "there is no command 'strategies lst'. Did you mean 'list'? known: list, show"),
+        (["strategies", "lst"], "there is no command 'strategies lst'. Did you mean 'list'? known: list, plan, show"),
         (["strategies", "list", "--jsn"], "No such option '--jsn'"),
         (["strategies", "show"], "Missing argument 'NAME'. Try: deployd strategies show --help"),
         (["strategies", "list", "extra"], "Got unexpected extra argument (extra). Try: deployd strategies list --help"),
