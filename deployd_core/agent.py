@@ -26,12 +26,13 @@ from deployd_core.boundary import call_plugin
 from deployd_core.clock import SystemClock, rfc3339
 from deployd_core.config import AgentConfig, load_agent_config, make_reporters
 from deployd_core.coordination import AgentInfo
-from deployd_core.engine import Engine, Identity
+from deployd_core.engine import Engine
 from deployd_core.errors import ConfigError, DeploydError, Unavailable
 from deployd_core.events import Events, Sink
 from deployd_core.logs import set_up_logging
 from deployd_core.model import Event
 from deployd_core.notify import Notifier
+from deployd_core.performing import Identity
 from deployd_core.plugins import Plugins, PluginState
 from deployd_core.processes import owner_here
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination

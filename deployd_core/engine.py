@@ -15,10 +15,8 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from deployd_core.acts import Act, CloseIdle, Restart
 from deployd_core.api import HostCall, InstanceCall
@@ -31,7 +29,7 @@ from deployd_core.events import Events
 from deployd_core.looking import Looking
 from deployd_core.model import Build, Event, Instance, Veto
 from deployd_core.observing import observe, pinned_digest
-from deployd_core.performing import Performer, Scene
+from deployd_core.performing import Identity, Performer, Scene
 from deployd_core.planner import Decision, HostStep, plan_host
 from deployd_core.plugins import Plugins
 from deployd_core.releases import Disk, ReleaseStore
@@ -51,17 +49,6 @@ _EXCLUSIVE = (*_DISRUPTIVE, "settle", "tidy")
 """Acts of which no second one is begun beside a first that hangs."""
 _GIVING_BACK = ("takepermit", "settle", "recordfailure")
 """Acts that wait for ZooKeeper alone: when it has answered there is no reason to wait on."""
-
-
-class Identity(Struct, frozen=True, kw_only=True):
-    """Which host this is."""
-
-    host: str
-    zone: str
-    address: str
-    owner: str
-    """This very agent, in the gates that it closes: ``host/pid/start time``."""
-    version: str
 
 
 class Engine:
@@ -321,7 +308,7 @@ class Engine:
         if kind == "restart":
             self._looking.restarted(name, now)
         if kind != "restart" and error is None:
-            self._take_gate(kind, name, outcome.value, now)
+            self._looking.take_gate(kind, name, outcome.value, now)
         if kind == "settle" and self._snapshot is not None:
             # The permit is gone, or may be, whatever is wanted by now: nothing may begin on what was read before.
             self._snapshot = msgspec.structs.replace(self._snapshot, permit=None if error is None else self._snapshot.permit)
@@ -349,16 +336,6 @@ class Engine:
                 self._take_answer(outcome, now)
             case "recordfailure":
                 self._changed = True
-
-    def _take_gate(self, kind: str, name: str, value: Any, now: float) -> None:
-        """What was done to a gate is so, whichever build it was done for."""
-        match kind:
-            case "closegate":
-                self._looking.gate_closed(name, now, value)
-            case "opengate":
-                self._looking.gate_opened(name, now)
-            case "closeidle":
-                self._looking.idle_closed(name, now)
 
     def _take_answer(self, outcome: Outcome, now: float) -> None:
         """A permit shows in the next snapshot; a no is a setback that any change in ZooKeeper ends."""

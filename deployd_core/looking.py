@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from deployd_core.api import ClosedGate, HostCall, InstanceCall, Strategy
+from deployd_core.api import HostCall, InstanceCall, Strategy
 from deployd_core.config import ServiceSetup
 from deployd_core.model import Flip, Instance, InstanceView, Phase
 from deployd_core.observation import InstanceFacts
@@ -84,20 +85,18 @@ class Looking:
         if name in self._watches:
             self._watches[name].warmed()
 
-    def gate_closed(self, name: str, now: float, closed: ClosedGate) -> None:
-        """Its gate was closed, or the lease moved."""
-        if name in self._watches:
-            self._watches[name].gate_closed(now, closed)
-
-    def gate_opened(self, name: str, now: float) -> None:
-        """Its gate was opened."""
-        if name in self._watches:
-            self._watches[name].gate_opened(now)
-
-    def idle_closed(self, name: str, now: float) -> None:
-        """Connections that its clients kept open were closed."""
-        if name in self._watches:
-            self._watches[name].idle_closed(now)
+    def take_gate(self, kind: str, name: str, value: Any, now: float) -> None:
+        """What was done to a gate is so, whichever build it was done for; `kind` is the act, in lower case."""
+        watch = self._watches.get(name)
+        if watch is None:
+            return
+        match kind:
+            case "closegate":
+                watch.gate_closed(now, value)
+            case "opengate":
+                watch.gate_opened(now)
+            case "closeidle":
+                watch.idle_closed(now)
 
     def saw(self, name: str, sighting: Sighting, *, started: float, ended: float) -> None:
         """Take the outcome of a look."""

@@ -48,6 +48,17 @@ _GRACE = 10.0
 VetoHook = Callable[..., Veto | None]
 
 
+class Identity(Struct, frozen=True, kw_only=True):
+    """Which host this is."""
+
+    host: str
+    zone: str
+    address: str
+    owner: str
+    """This very agent, in the gates that it closes: ``host/pid/start time``."""
+    version: str
+
+
 class Scene(Struct, frozen=True, kw_only=True):
     """What an act is about: it was planned from this, and is carried out on this."""
 

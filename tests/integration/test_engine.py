@@ -15,8 +15,9 @@ import pytest
 
 from deployd_core.clock import SystemClock
 from deployd_core.coordination import Link
-from deployd_core.engine import Engine, Identity
+from deployd_core.engine import Engine
 from deployd_core.events import Events
+from deployd_core.performing import Identity
 from deployd_core.plugins import Plugins, convert
 from deployd_core.spec import ServiceSpec
 from deployd_core.testing.coordination import MemoryEnsemble
@@ -54,7 +55,7 @@ class Host:
 
     def start(self) -> None:
         self.coordination.join("web", "z")
-        identity = Identity(host="h1", zone="z", address="127.0.0.1", version="1")
+        identity = Identity(host="h1", zone="z", address="127.0.0.1", owner="h1/1/1.00", version="1")
         engine = Engine(
             "web",
             identity,
