@@ -128,14 +128,25 @@ def test_this_run_tests_one_copy():
     assert others in ([core, core], [core / "strategies", core / "plugins"])
 
 
-def test_systemd_accepts_the_unit(tmp_path):
-    """systemd finds nothing to complain about in the unit that ships, and it starts the agent with the default configuration."""
-    text = (ROOT / "packaging/deployd-agent.service").read_text(encoding="utf-8")
-    command = "/opt/deployd/bin/deployd agent --config /etc/deployd/agent.toml"
-    unit = tmp_path / "deployd-agent.service"
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("deployd-agent.service", "/opt/deployd/bin/deployd agent --config /etc/deployd/agent.toml"),
+        ("deployd-reap.service", "/opt/deployd/bin/deployd drains reap"),
+    ],
+)
+def test_systemd_accepts_the_units(name, command, tmp_path):
+    """systemd finds nothing to complain about in the units that ship; the agent starts with the default configuration."""
+    text = (ROOT / "packaging" / name).read_text(encoding="utf-8")
+    unit, timer = tmp_path / name, tmp_path / "deployd-reap.timer"
     unit.write_text(text.replace(command, "/bin/true"))
+    if name == "deployd-reap.service":
+        timer.write_text((ROOT / "packaging/deployd-reap.timer").read_text(encoding="utf-8"))
+    units = [path for path in (unit, timer) if path.exists()]
 
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, timeout=60, check=False
+    )
 
     assert f"ExecStart={command}\n" in text
     assert (0, "") == (done.returncode, done.stderr)

@@ -127,7 +127,12 @@ def test_the_core_names_no_plugin_package(path):
     assert [] == [text for text in strings if any(f"{package}." in text for package in PACKAGES)]
 
 
-NAMES_STRATEGIES = {"deployd_core/spec.py", "deployd_core/demo.py", "deployd_core/testing/fleet.py"}
+NAMES_STRATEGIES = {
+    "deployd_core/spec.py",
+    "deployd_core/demo.py",
+    "deployd_core/testing/fleet.py",
+    "deployd_core/testing/rolling.py",
+}
 
 
 @pytest.mark.parametrize("path", [path for path in CORE if name_of(path) not in NAMES_STRATEGIES], ids=name_of)
