@@ -161,3 +161,38 @@ def test_a_host_that_is_right_has_nothing_to_do(capsys, tmp_path):
 
     body = json.loads(out)
     assert (0, ["settle"]) == (code, [move["act"] for move in body["moves"]])
+
+
+@pytest.mark.zookeeper
+def test_the_spec_and_the_build_come_from_zookeeper(capsys, tmp_path, zookeeper):
+    """What is enabled is planned; nothing enabled is said, with what to type; and the doctor finds the service in order."""
+    (tmp_path / "web.toml").write_text(
+        f"""
+        [service]
+        root = "{tmp_path}/web"
+        [source]
+        url = "file://{tmp_path}/{{build}}.tar.gz"
+        """
+    )
+    (tmp_path / "agent.toml").write_text('host = "h1"\nservices = ["web"]\n')
+    place = ["--zookeeper", zookeeper, "--plugins-dir", "/nonexistent"]
+    assert 0 == run(["services", "apply", str(tmp_path / "web.toml"), *place])
+    there = [*place, "--config", str(tmp_path / "agent.toml")]
+
+    assert 1 == run(["strategies", "plan", "web", *there])
+    assert "nothing is enabled for web. Try: deployd strategies plan web --build BUILD" in capsys.readouterr().err
+
+    pack(SampleService(tmp_path / "content").add("v2"), tmp_path / "v2.tar.gz")
+    assert 0 == run(["enable", "web", "v2", *place])
+    capsys.readouterr()
+    assert 0 == run(["strategies", "plan", "web", "--json", *there])
+    body = json.loads(capsys.readouterr().out)
+    assert ("h1", "v2", "converged") == (body["host"], body["build"], body["ended"])
+    assert ["fetch", "unpack", "takepermit", "flip", "settle"] == [move["act"] for move in body["moves"]]
+
+    assert 1 == run(["strategies", "plan", "wbe", *there])
+    assert "web" in capsys.readouterr().err
+
+    run(["doctor", "--json", *there])
+    checks = {check["name"]: check["verdict"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert ("ok", "ok") == (checks["zookeeper"], checks["service web"])
