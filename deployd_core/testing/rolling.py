@@ -53,8 +53,13 @@ manager = {{ use = "supervisor", url = "unix://{{root}}/../supervisor/supervisor
 probe = {{ use = "http", url = "http://{{address}}:{{port}}/health", source_ip = "127.0.0.2", stable_for = "200ms" }}
 warmup = ["/work?ms=20"]
 {gate}
+{restart}
+"""
+
+DRAINED = """\
 [restart]
-strategy = "{strategy}"
+strategy = "iptables-drain"
+[restart.options]
 {options}
 """
 
@@ -74,9 +79,10 @@ class Scenario(Struct, frozen=True, kw_only=True):
     """Balancer and clients are in another network namespace, behind a veth pair."""
     gate: str = "iptables"
     """Name of the gate, or its table in TOML."""
-    strategy: str = "iptables-drain"
+    drained: bool = True
+    """Else all instances are restarted at once, without a gate."""
     options: str = "instances_at_once = 2"
-    """Options of the strategy, in TOML."""
+    """Options of the strategy that drains, in TOML."""
     instances: int = 8
     clients: int = 40
     before: float = 1.5
@@ -193,7 +199,7 @@ class _Rig:
             )
             starting.enter_context(self._fleet)
             self._balancer = self._make_balancer()
-            self._apply("all-at-once", "")
+            self._apply(drained=False)
             self._fleet.start()
             self._enable("v1")
             if self._balancer is not None:
@@ -207,7 +213,7 @@ class _Rig:
     def roll(self) -> Rolled:
         """Load, roll, load."""
         scenario = self._scenario
-        self._apply(scenario.strategy, f"[restart.options]\n{scenario.options}" if scenario.options else "")
+        self._apply(drained=scenario.drained)
         servers = [self._listen] if self._balancer is not None else self._servers
         with LoadGenerator(
             servers, clients=scenario.clients, keep_alive=self._balancer is not None, before=self._before
@@ -253,7 +259,7 @@ class _Rig:
             case other:
                 raise ConfigError(f"no balancer {other}")
 
-    def _apply(self, strategy: str, options: str) -> None:
+    def _apply(self, *, drained: bool) -> None:
         gate = self._scenario.gate
         table = f'{{ use = "{gate}" }}' if "=" not in gate else gate
         if gate == "haproxy" and isinstance(self._balancer, Haproxy):
@@ -262,9 +268,8 @@ class _Rig:
             directory=self._directory,
             instances=self._scenario.instances,
             first_port=_FIRST_PORT,
-            gate=f"gate = {table}" if strategy != "all-at-once" else "",
-            strategy=strategy,
-            options=options,
+            gate=f"gate = {table}" if drained else "",
+            restart=DRAINED.format(options=self._scenario.options) if drained else "",
         )
         rollouts.apply_spec(self._session, "web", convert(tomllib.loads(text), ServiceSpec, where="web"))
 

@@ -61,7 +61,7 @@ def test_two_instances() -> None:
 
 def test_same_load_on_all_at_once_is_noticed() -> None:
     """The load can tell: all at once, requests fail and are cut in flight."""
-    rolled = roll(Scenario(balancer="nginx", strategy="all-at-once", options=""))
+    rolled = roll(Scenario(balancer="nginx", drained=False))
 
     assert rolled.load.failures
     assert rolled.cut
