@@ -43,7 +43,7 @@ type: .venv/.ready-lint  ## mypy --strict
 docs: .venv/.ready-docs  ## the documentation as a site, into site/; a broken link fails
 	@$(BIN)/mkdocs build --strict --quiet $(ARGS) && echo "site/index.html"
 
-bench: .venv/.ready-demo packages-demo packages-bench  ## the numbers, as ratios against other tools in one run
+bench: .venv/.ready-demo packages-demo packages-test packages-bench  ## the numbers, as ratios against other tools in one run
 	@set -e; for file in bench/[!_]*.py; do echo "== $$file"; $(BIN)/python -P "$$file" $(ARGS); done
 
 clean:  ## remove everything that was made here

@@ -17,6 +17,7 @@ class Machine:
     def __init__(self, directory):
         self.programs = directory / "bin"
         self.log = directory / "log"
+        self.policy = directory / "policy-rc.d"
         self.programs.mkdir()
         for name in SHELL:
             (self.programs / name).symlink_to(shutil.which(name))
@@ -28,9 +29,10 @@ class Machine:
         path.chmod(0o755)
 
     def run(self, tool, *arguments, root=False):
-        """Run a script; the jars of this machine are out of its sight."""
+        """Run a script; what lies at fixed places of this machine is out of its sight."""
         self.add("id", f"echo {0 if root else 1000}")
-        script = (TOOLS / tool).read_text().replace("/usr/share/java/", "/nonexistent/")
+        script = (TOOLS / tool).read_text().replace("/usr/share/java/", "/nonexistent/").replace("PATH=$PATH:", "NOT_SEEN=")
+        script = script.replace("/usr/sbin/policy-rc.d", str(self.policy))
         copy = self.programs.parent / tool
         copy.write_text(script)
         copy.chmod(0o755)
@@ -74,6 +76,19 @@ def test_without_apt_one_line_says_what_is_missing(machine):
     assert (
         "please install what these Debian packages bring, then try again: default-jre-headless libzookeeper-java\n" == done.stderr
     )
+
+
+def test_balancers_are_installed_and_not_started(machine):
+    """While nginx and HAProxy are installed Debian is told to start no service, and afterwards not to at the next boot."""
+    (machine.programs / "chmod").symlink_to(shutil.which("chmod"))
+    machine.add("apt-get", f"{machine.policy} nginx start; echo policy says $? >>{machine.log}")
+    machine.add("systemctl", f"echo $* >>{machine.log}")
+
+    done = machine.run("install-system-packages", "test", root=True)
+
+    assert 0 == done.returncode, done.stderr
+    assert ["policy says 101", "--quiet disable nginx haproxy"] == machine.log.read_text().splitlines()
+    assert not machine.policy.exists()
 
 
 def test_root_has_it_installed(machine):
