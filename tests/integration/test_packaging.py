@@ -128,6 +128,7 @@ def test_this_run_tests_one_copy():
     assert others in ([core, core], [core / "strategies", core / "plugins"])
 
 
+@pytest.mark.root  # only for root's tests does `make test` see to it that systemd is there
 def test_systemd_accepts_the_unit(tmp_path):
     """systemd finds nothing to complain about in the unit that ships, and it starts the agent with the default configuration."""
     text = (ROOT / "packaging/deployd-agent.service").read_text(encoding="utf-8")
