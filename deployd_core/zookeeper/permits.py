@@ -119,6 +119,7 @@ def _grant(session: Session, snapshot: Snapshot, permit: Permit, admission: int)
     for path, version in snapshot.versions.items():
         transaction.check(path, version)
     transaction.set(paths.permits, b"", admission).create(paths.permit(permit.host), layout.encode(permit))
+    generation = session.generation
     try:
         transaction.commit()
     except Refused as error:
@@ -126,7 +127,7 @@ def _grant(session: Session, snapshot: Snapshot, permit: Permit, admission: int)
             return None
         return Denied(code=Denial.CHANGED, reason=str(error))
     except OutcomeUnknown:
-        if not session.wait_connected(session.operation_timeout):
+        if session.generation == generation or not session.wait_connected(session.operation_timeout):
             raise
     return None
 

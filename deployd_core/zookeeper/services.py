@@ -315,14 +315,16 @@ def commit_or_look_again(session: Session, commit: Callable[[], None]) -> bool:
     """Commit; False when it was refused or its answer was lost and the caller must look at what is there now.
 
     Raises:
-        Unavailable: The connection is gone and does not come back within the time of an operation.
+        Unavailable: The connection is gone and does not come back within the time of an operation, or it never broke and there was
+            no answer all the same: then asking again at once would only take as long again.
     """
+    generation = session.generation
     try:
         commit()
     except Refused:
         return False
     except OutcomeUnknown:
-        if not session.wait_connected(session.operation_timeout):
+        if session.generation == generation or not session.wait_connected(session.operation_timeout):
             raise
         return False
     return True

@@ -128,6 +128,7 @@ def test_this_run_tests_one_copy():
     assert others in ([core, core], [core / "strategies", core / "plugins"])
 
 
+@pytest.mark.root  # only for root's tests does `make test` see to it that systemd is there
 @pytest.mark.parametrize(
     ("name", "command"),
     [
