@@ -10,13 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, ClassVar, Generic, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from msgspec import Meta, Struct
 
 from deployd_core.errors import RestartFailed
 from deployd_core.model import Event, FleetLimit, Health, HostView, Instance, Plan, Release, State, expand
 from deployd_core.units import Duration, Share
+
+if TYPE_CHECKING:
+    import socket
 
 
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -138,6 +141,15 @@ class HostCall(Struct, frozen=True, kw_only=True):
     """Seconds this call may take; past them it is abandoned and reported."""
 
 
+class Passing(Struct, frozen=True, kw_only=True):
+    """How the agent's own connections get past a closed gate."""
+
+    source: str = ""
+    """An IPv4 address of this host to come from; only of use where the instance listens on the loopback."""
+    mark: int = 0
+    """A socket mark (SO_MARK), over IPv4 and IPv6; setting it needs root, as closing a gate does."""
+
+
 class InstanceCall(HostCall, frozen=True, kw_only=True):
     """What a plugin is told when it is called about one instance."""
 
@@ -146,6 +158,18 @@ class InstanceCall(HostCall, frozen=True, kw_only=True):
     """The build that `current` points at."""
     release: Path | None = None
     """Its directory, resolved: read this rather than `current`, which can move between two reads."""
+    passing: Passing = Passing()
+    """How to get past the instance's gate, when it has one."""
+
+    def connect(self, host: str, port: int, timeout: float, *, source: str = "") -> socket.socket:
+        """Open a TCP connection that a closed gate lets pass, from `source` if that is given.
+
+        Raises:
+            OSError: It could not be opened within `timeout` seconds.
+        """
+        from deployd_core import connecting  # noqa: PLC0415 - sockets are of no use to those who only list plugins
+
+        return connecting.connect(host, port, timeout, source=source or self.passing.source, mark=self.passing.mark)
 
     def expand(self, text: str) -> str:
         """Fill ``{instance} {port} {address} {service} {host} {zone} {root} {build} {release}`` in an option.
@@ -286,6 +310,10 @@ class Gate(Plugin[OptionsT]):
     @abstractmethod
     def connections(self, call: InstanceCall) -> Connections:
         """Count the connections of clients now; asked some ten times a second while an instance is drained or comes back."""
+
+    def passing(self) -> Passing:
+        """Say how the agent's own requests get past a closed gate of this kind; by default nothing is in their way."""
+        return Passing()
 
     def close_idle(self, call: InstanceCall) -> int:  # noqa: ARG002 - for those that can
         """Close connections that have been idle for so long that no request can be on its way into them; how many were closed."""

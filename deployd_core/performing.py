@@ -31,7 +31,7 @@ from deployd_core.acts import (
     Unpack,
     WarmUp,
 )
-from deployd_core.api import BuildCall, ClosedGate, DrainOptions, Gate, GateCall, InstanceCall, StepCall
+from deployd_core.api import BuildCall, ClosedGate, DrainOptions, Gate, GateCall, InstanceCall, Passing, StepCall
 from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.clock import Clock
 from deployd_core.config import ServiceSetup, step_timeout
@@ -93,6 +93,7 @@ class Scene(Struct, frozen=True, kw_only=True):
             instance=next(instance for instance in self.setup.instances if instance.name == name),
             build=self.current,
             release=self.root / "releases" / self.current if self.current else None,
+            passing=self.setup.gate.plugin.passing() if self.setup.gate else Passing(),
         )
 
 
@@ -228,7 +229,7 @@ class Performer:
                 )
             case WarmUp():
                 if scene.setup.spec.warmup is not None:
-                    warmup.send(call, scene.setup.spec.warmup, past_gate=scene.setup.drain is not None)
+                    warmup.send(call, scene.setup.spec.warmup)
             case CloseGate():
                 return self._close_gate(act, call, scene)
             case CloseIdle():

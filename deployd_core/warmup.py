@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import ipaddress
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,17 +11,13 @@ from deployd_core.api import InstanceCall
 from deployd_core.errors import ConfigError, DeploydError, Unavailable
 from deployd_core.spec import WarmupTable
 
-_SOURCE, _MARK = "127.0.0.2", 0xDEB
-"""What a closed gate lets pass unless it is told otherwise: this source on the loopback, this socket mark elsewhere."""
 
-
-def send(call: InstanceCall, table: WarmupTable, *, past_gate: bool) -> None:
+def send(call: InstanceCall, table: WarmupTable) -> None:
     """Request every path, `rounds` times over, from the instance on this host; at most `concurrency` requests are under way.
 
     Args:
         call: The instance.
         table: What to request, and what counts as a success.
-        past_gate: Its gate is closed: come in a way that it lets pass.
 
     Raises:
         ConfigError: The instance has no port.
@@ -32,7 +25,7 @@ def send(call: InstanceCall, table: WarmupTable, *, past_gate: bool) -> None:
     """
     if call.instance.port is None:
         raise ConfigError(f"{call.instance.name} has no port to warm up", hint="name it NAME@PORT")
-    run = _Run(call, call.instance.port, table, past_gate=past_gate)
+    run = _Run(call, call.instance.port, table)
     # Not an executor, whose threads would hold up the end of the process.
     threads = [
         threading.Thread(target=run.work, name=f"warmup-{call.instance.name}", daemon=True) for _ in range(table.concurrency)
@@ -48,11 +41,10 @@ def send(call: InstanceCall, table: WarmupTable, *, past_gate: bool) -> None:
 class _Run:
     """One warm-up: its threads take requests from one list until that is empty, one of them fails, or time is up."""
 
-    def __init__(self, call: InstanceCall, port: int, table: WarmupTable, *, past_gate: bool) -> None:
+    def __init__(self, call: InstanceCall, port: int, table: WarmupTable) -> None:
         self._call = call
         self._port = port
         self._table = table
-        self._past_gate = past_gate
         self._statuses = table.statuses
         self._deadline = time.monotonic() + table.timeout
         self._lock = threading.Lock()
@@ -87,7 +79,7 @@ class _Run:
             raise self._late()
         connection = http.client.HTTPConnection(self._call.address, self._port, timeout=left)
         try:
-            connection.sock = _connect(self._call.address, self._port, left, past_gate=self._past_gate)
+            connection.sock = self._call.connect(self._call.address, self._port, left)
             connection.request("GET", path)
             response = connection.getresponse()
             while response.read(65536):
@@ -107,21 +99,3 @@ class _Run:
         return Unavailable(
             f"{self._call.instance.name} answered {self._answered} of {total} warm-up requests in {self._table.timeout}"
         )
-
-
-def _connect(address: str, port: int, timeout: float, *, past_gate: bool) -> socket.socket:
-    """A connection to the instance; with `past_gate`, one that a closed gate lets pass."""
-    family, kind, protocol, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-    connection = socket.socket(family, kind, protocol)
-    try:
-        connection.settimeout(timeout)
-        if past_gate and family == socket.AF_INET and ipaddress.ip_address(place[0]).is_loopback:
-            connection.bind((_SOURCE, 0))
-        elif past_gate:
-            with contextlib.suppress(PermissionError):  # not root: then no firewall is closed either
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _MARK)
-        connection.connect(place)
-    except OSError:
-        connection.close()
-        raise
-    return connection

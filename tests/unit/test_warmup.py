@@ -10,7 +10,7 @@ import pytest
 
 from deployd_core import warmup
 from deployd_core.config import set_up
-from deployd_core.contracts import InstanceCall
+from deployd_core.contracts import InstanceCall, Passing
 from deployd_core.errors import ConfigError, Unavailable
 from deployd_core.model import Instance
 from deployd_core.plugins import Plugins
@@ -68,8 +68,9 @@ def warm(server, *paths, past_gate=False, **options):
     """Send the requests of a table."""
     port = server.server_address[1]
     instance = Instance(service="web", name=f"web@{port}", port=port)
-    call = InstanceCall(service="web", host="h1", zone="a", root=Path("/run/web"), timeout=5.0, instance=instance)
-    warmup.send(call, WarmupTable(paths=paths, **options), past_gate=past_gate)
+    passing = Passing(source="127.0.0.2", mark=0xDEB) if past_gate else Passing()
+    call = InstanceCall(service="web", host="h1", zone="a", root=Path("/run/web"), timeout=5.0, instance=instance, passing=passing)
+    warmup.send(call, WarmupTable(paths=paths, **options))
 
 
 def test_every_path_is_asked_in_order_as_often_as_the_table_says(serve):

@@ -12,6 +12,7 @@ from deployd_core.api import (
     GateCall,
     HostCall,
     InstanceCall,
+    Passing,
     hookimpl,
 )
 from deployd_plugins.gates import iptables, nftables
@@ -49,6 +50,10 @@ class AutoGate(Gate[AutoOptions]):
     def closed(self, call: HostCall) -> tuple[ClosedGate, ...]:
         """See the gate that was chosen."""
         return self._chosen()[0].closed(call)
+
+    def passing(self) -> Passing:
+        """By the source and the mark that the rules let through."""
+        return Passing(source=self.options.bypass_source, mark=self.options.mark)
 
     def connections(self, call: InstanceCall) -> Connections:
         """Counted in the kernel, whichever was chosen."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from deployd_core.api import ConfigError, Connections, Duration, Gate, HostCall, InstanceCall, Meta, Options
+from deployd_core.api import ConfigError, Connections, Duration, Gate, HostCall, InstanceCall, Meta, Options, Passing
 
 if TYPE_CHECKING:
     from deployd_plugins.gates.sockets import Query
@@ -52,6 +52,10 @@ OptionsT = TypeVar("OptionsT", bound=FirewallOptions)
 
 class FirewallGate(Gate[OptionsT]):
     """Counts connections in the kernel, which sees those of every balancer and of clients that come directly."""
+
+    def passing(self) -> Passing:
+        """By the source and the mark that the rules let through."""
+        return Passing(source=self.options.bypass_source, mark=self.options.mark)
 
     def connections(self, call: InstanceCall) -> Connections:
         """Count what clients have open to the instance's port."""

@@ -70,7 +70,6 @@ class HttpProbe(Probe[HttpOptions]):
         headers = {"User-Agent": "deployd", "Connection": "close"}
         headers |= {name: call.expand(value) for name, value in self.options.headers.items()}
         deadline = time.monotonic() + timeout
-        connection.connect()
         # The time limit of a socket is per wait: one byte now and then would keep us here for ever.
         timer = threading.Timer(deadline - time.monotonic(), _hang_up, (connection.sock,))
         timer.daemon = True
@@ -101,15 +100,17 @@ class HttpProbe(Probe[HttpOptions]):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{url!r} is no http or https URL")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        source = (self.options.source_ip, 0) if self.options.source_ip else None
-        if parts.scheme == "http":
-            return http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout, source_address=source), path
-        context = ssl.create_default_context()
-        if not self.options.verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        secure = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout, source_address=source, context=context)
-        return secure, path
+        connection = http.client.HTTPConnection(
+            parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), timeout=timeout
+        )
+        connection.sock = call.connect(connection.host, connection.port, timeout, source=self.options.source_ip)
+        if parts.scheme == "https":
+            context = ssl.create_default_context()
+            if not self.options.verify:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=parts.hostname)
+        return connection, path
 
 
 def _bounds(status: int | str) -> tuple[int, int]:

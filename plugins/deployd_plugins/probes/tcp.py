@@ -26,13 +26,10 @@ class TcpProbe(Probe[TcpOptions]):
 
     def check(self, call: InstanceCall) -> Verdict:
         """Connect once."""
-        import socket
-
         timeout = min(self.options.timeout, call.timeout)
         try:
             address = (call.expand(self.options.host), _port(call.expand(self.options.port)))
-            source = (self.options.source_ip, 0) if self.options.source_ip else None
-            with socket.create_connection(address, timeout, source) as connection:
+            with call.connect(*address, timeout, source=self.options.source_ip) as connection:
                 if connection.getsockname() == connection.getpeername():
                     # Linux may pick, for the connection to a free port, that very port to connect from: it then meets itself.
                     return Verdict.unhealthy("nothing listens")
