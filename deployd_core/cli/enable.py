@@ -93,7 +93,11 @@ def command(
 
 def person() -> str:
     """Who types this: for the history, and for whoever finds a build enabled and wonders."""
-    return f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{socket.gethostname()}"
+    try:
+        name = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a container may run us under a number that has no name
+        name = f"uid {os.getuid()}"
+    return f"{name}@{socket.gethostname()}"
 
 
 def _pinned(settings: Settings, record: ServiceRecord, build: str, digest: str | None) -> str:
