@@ -210,20 +210,23 @@ class Watch:
             self._sighting = msgspec.structs.replace(self._sighting, connections=None)
 
     def gate_closed(self, now: float, closed: ClosedGate) -> None:
-        """Its gate was closed, or its lease moved: counts that were begun before say nothing."""
+        """Its gate was closed, or its lease moved. Counts of an open gate say nothing now; those of a closed one still do."""
         self._not_before = self.next_look = now
+        seen = self._sighting
+        if seen is not None:
+            self._sighting = msgspec.structs.replace(seen, connections=seen.connections if self._closed else None, gate_problem="")
         if self._closed is None:
             self._quiet = 0
         self._closed, self._held, self._lost = closed, False, False
-        if self._sighting is not None:
-            self._sighting = msgspec.structs.replace(self._sighting, connections=None, gate_problem="")
 
     def idle_closed(self, now: float) -> None:
-        """Connections were closed: counts that were begun before still hold them."""
+        """Idle connections were closed: counts that were begun before still hold them, and are dropped."""
         self._not_before = now
-        if self._sighting is not None:
+        seen = self._sighting
+        if seen is not None and seen.connections is not None:
             # Else they would be closed again at once, and each closing would make the count that is under way too old to be taken.
-            self._sighting = msgspec.structs.replace(self._sighting, connections=None)
+            counted = msgspec.structs.replace(seen.connections, idle=0)
+            self._sighting = msgspec.structs.replace(seen, connections=counted)
 
     def restarting(self, now: float) -> None:
         """It is about to be restarted for the wanted build."""
