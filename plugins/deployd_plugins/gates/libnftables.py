@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
 import socket
 import threading
 from typing import Any
@@ -20,8 +21,9 @@ _NETLINK_NETFILTER = 12
 _JSON = 1 << 4
 
 _LOCK = threading.Lock()
-_HANDLES: list[tuple[Any, int]] = []
-"""The library and its handle, once there is one."""
+_HANDLES: dict[tuple[int, int], tuple[Any, int]] = {}
+"""The library and its handle, by process and network: the socket in a handle stays in the network that it was opened in, so that
+one that came along through a fork would change the rules of another."""
 
 
 class NoSuchTable(DeploydError):
@@ -47,15 +49,16 @@ def run(commands: str) -> list[dict[str, Any]]:
 
 
 def _opened() -> tuple[Any, int]:
-    if not _HANDLES:
+    here = (os.getpid(), os.stat("/proc/thread-self/ns/net").st_ino)  # noqa: PTH116 - a path need not be made for each call
+    if here not in _HANDLES:
         library = _library()
         _try_netlink()
         handle = library.nft_ctx_new(0)
         library.nft_ctx_output_set_flags(handle, _JSON)
         library.nft_ctx_buffer_output(handle)
         library.nft_ctx_buffer_error(handle)
-        _HANDLES.append((library, handle))
-    return _HANDLES[0]
+        _HANDLES[here] = (library, handle)
+    return _HANDLES[here]
 
 
 def _library() -> Any:
