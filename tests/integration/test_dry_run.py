@@ -165,7 +165,7 @@ def test_a_host_that_is_right_has_nothing_to_do(capsys, tmp_path):
 
 @pytest.mark.zookeeper
 def test_the_spec_and_the_build_come_from_zookeeper(capsys, tmp_path, zookeeper):
-    """What is enabled is planned; nothing enabled is said, with what to type; and the doctor finds the service in order."""
+    """What is enabled is planned; that nothing is enabled is said, with what to type."""
     (tmp_path / "web.toml").write_text(
         f"""
         [service]
@@ -192,7 +192,3 @@ def test_the_spec_and_the_build_come_from_zookeeper(capsys, tmp_path, zookeeper)
 
     assert 1 == run(["strategies", "plan", "wbe", *there])
     assert "web" in capsys.readouterr().err
-
-    run(["doctor", "--json", *there])
-    checks = {check["name"]: check["verdict"] for check in json.loads(capsys.readouterr().out)["checks"]}
-    assert ("ok", "ok") == (checks["zookeeper"], checks["service web"])
