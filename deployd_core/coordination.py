@@ -13,7 +13,7 @@ from typing import Protocol
 
 from msgspec import Struct, field
 
-from deployd_core.model import Build, FleetLimit, Role
+from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import ServiceSpec
 
 
@@ -248,11 +248,3 @@ class Coordination(Protocol):
     def report(self, service: str, status: HostStatus) -> None:
         """Write this host's report."""
         ...
-
-
-def wanted_build(enabled: Enabled | None, resolved_digest: str | None = None) -> Build | None:
-    """The build to serve: the pinned digest, or for a bare build id the one its source publishes."""
-    if enabled is None:
-        return None
-    digest = enabled.digest or resolved_digest
-    return Build(id=enabled.build, digest=digest) if digest else None

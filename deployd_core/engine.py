@@ -133,11 +133,11 @@ class Engine:
         if self._snapshot is None:
             return _RETRY
         if self._problem or self._setup is None or self._disk is None:
-            self._tell(Decision(step=HostStep.BLOCKED, reason=self._problem), self._snapshot)
-            return _REREAD_EVERY
-        decision = self._decide(self._snapshot, self._setup, self._disk, now)
-        self._waits = {key: self._waits.get(key, now) for key in decision.waits}
-        self._start(decision, self._snapshot, self._setup, self._disk, now)
+            decision = Decision(step=HostStep.BLOCKED, reason=self._problem)
+        else:
+            decision = self._decide(self._snapshot, self._setup, self._disk, now)
+            self._waits = {key: self._waits.get(key, now) for key in decision.waits}
+            self._start(decision, self._snapshot, self._setup, self._disk, now)
         status = self._tell(decision, self._snapshot)
         return self._until_next(decision, status, now)
 
@@ -311,7 +311,8 @@ class Engine:
             self._looking.take_gate(kind, name, outcome.value, now)
         if kind == "settle" and self._snapshot is not None:
             # The permit is gone, or may be, whatever is wanted by now: nothing may begin on what was read before.
-            self._snapshot = msgspec.structs.replace(self._snapshot, permit=None if error is None else self._snapshot.permit)
+            if error is None:
+                self._snapshot = msgspec.structs.replace(self._snapshot, permit=None)
             self._changed = True
         if kind == "tidy":
             self._tidy = True

@@ -128,6 +128,24 @@ def test_a_slow_answer_to_a_report_makes_no_busy_loop(host: Host) -> None:
     assert rounds < 100
 
 
+def test_a_problem_that_comes_while_a_report_is_under_way_is_reported_soon(host: Host) -> None:
+    """A report that had to wait for another one is written when that has ended, and not with the next reading of ZooKeeper."""
+    host.apply()
+    host.enable("v1")
+    host.start()
+    host.wait(lambda status: status.step == "converged")
+    inner, slow = host.coordination.report, threading.Event()
+    host.coordination.report = lambda *arguments: (slow.wait(10), inner(*arguments))
+    host.enable("v2")
+    host.engine.wake()
+    time.sleep(0.3)
+    host.apply(restart={"strategy": "no-such"})
+    time.sleep(0.3)
+    slow.set()
+
+    host.wait(lambda status: status.step == "blocked" and "no-such" in status.reason)
+
+
 def test_a_strategy_that_returns_nonsense_is_named_and_blocks_the_host(host: Host, tmp_path: Path) -> None:
     """What is no plan is refused with the key that is wrong, in the report, and nothing is disturbed."""
     directory = tmp_path / "plugins.d"
