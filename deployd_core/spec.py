@@ -7,6 +7,7 @@ the plugins' own option types.
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
@@ -84,10 +85,20 @@ class RestartTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     options: Annotated[Table, Meta(description="the strategy's own options: see `deployd strategies show NAME`")] = {}
 
 
+class OnHostFailure(Enum):
+    """What a host does when the wanted build has failed on it."""
+
+    REVERT = "revert"  # goes back to its last good release, and gives its permit back
+    STAY = "stay"  # stands still, and keeps its permit until a person decides
+
+
 class RolloutTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[rollout]``"""
 
     budget: Annotated[Share, Meta(description="hosts that may fail before the rollout halts")] = Share(0)
+    on_host_failure: Annotated[
+        OnHostFailure, Meta(description="`revert` brings a host on which the build failed back to its last good one")
+    ] = OnHostFailure.REVERT
 
 
 class ServiceSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

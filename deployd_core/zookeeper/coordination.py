@@ -108,10 +108,10 @@ class ZooKeeperCoordination:
             service.cache.forget()  # the watch that says so may still be on its way
         return answer
 
-    def release_permit(self, snapshot: Snapshot, status: HostStatus) -> None:
-        """Give the permit back, report, and clear this host's failure, in one transaction."""
+    def release_permit(self, snapshot: Snapshot, status: HostStatus, *, keep_failure: bool = False) -> None:
+        """Give the permit back, report, and clear this host's failure unless it is kept, in one transaction."""
         token = snapshot.permit.token if snapshot.permit else None
-        permits.release(self._session, snapshot.service, self._host, status, token=token)
+        permits.release(self._session, snapshot.service, self._host, status, token=token, keep_failure=keep_failure)
 
     def record_failure(self, snapshot: Snapshot, reason: str) -> None:
         """Enter this host's failure, halting the rollout in the same write when that exceeds the budget."""

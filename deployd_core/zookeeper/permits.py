@@ -132,8 +132,10 @@ def _grant(session: Session, snapshot: Snapshot, permit: Permit, admission: int)
     return None
 
 
-def release(session: Session, service: str, host: str, status: HostStatus, *, token: int | None) -> None:
-    """Give the permit of that token back, report, and clear the host's failure, in one transaction.
+def release(
+    session: Session, service: str, host: str, status: HostStatus, *, token: int | None, keep_failure: bool = False
+) -> None:
+    """Give the permit of that token back, report, and clear the host's failure unless it is kept, in one transaction.
 
     When it is gone, or is another by now, the rest is done all the same.
     """
@@ -150,7 +152,7 @@ def release(session: Session, service: str, host: str, status: HostStatus, *, to
         else:
             transaction.set(report, layout.encode_status(status))
         gate = nodes[paths.rollout]
-        cleared = _without(session, paths, nodes, host)
+        cleared = None if keep_failure else _without(session, paths, nodes, host)
         if gate is not None and cleared is not None:
             transaction.set(paths.rollout, layout.encode(cleared), gate.stat.version)
         if commit_or_look_again(session, transaction.commit):

@@ -59,7 +59,7 @@ def test_a_roll_is_told_move_by_move():
     story = tell(host(2, warmup=True), one_by_one)
 
     each = [[CloseGate(name), Restart(name), WarmUp(name), OpenGate(name)] for name in ("web@8001", "web@8002")]
-    assert [Flip(), *each[0], *each[1], Settle()] == [move.act for move in story.moves[1:]]
+    assert [Flip("v2"), *each[0], *each[1], Settle("v2")] == [move.act for move in story.moves[1:]]
     assert isinstance(story.moves[0].act, TakePermit)
     assert HostStep.CONVERGED is story.ended
     assert 1 == story.fewest_available

@@ -38,6 +38,9 @@ STEPS = ("01-pip-x", "02-command-y")
 DIGEST = "sha256:" + "a" * 64
 
 
+ENDS = (HostStep.CONVERGED, HostStep.REVERTED, HostStep.BROKEN, HostStep.FAILED)
+
+
 def everything(view: HostView) -> Plan:
     return Plan(cycle=view.stale, why="all at once")
 
@@ -84,6 +87,9 @@ class World:
     startup: float = 1.0
     sick: frozenset[str] = frozenset()
     """Instances that never get healthy on v2."""
+    old_sick: frozenset[str] = frozenset()
+    """Instances that do not get healthy on v1 any more."""
+    revert: bool = True
     rules: Rules = Rules(healthy_timeout=20, stable_for=0.5, healthy_after=2)
     digest_known: bool = True
     stuck: frozenset[str] = frozenset()
@@ -107,7 +113,7 @@ class World:
         process = self.instances[name]
         if process.serves is None or self.now - process.started < self.startup:
             return False
-        return not (process.serves == "v2" and name in self.sick)
+        return name not in (self.sick if process.serves == "v2" else self.old_sick)
 
     def back(self, name: str) -> bool:
         """Whether clients use it again, as far as anybody can wait for that."""
@@ -142,8 +148,9 @@ class World:
             steps=STEPS,
             current=self.current,
             good=self.good == "v2",
+            last_good="v1" if self.good == "v1" else None,
             instances=tuple(self._facts(name) for name in self.instances),
-            rules=self.rules,
+            rules=msgspec.structs.replace(self.rules, revert=self.revert),
             permit=PermitView(held=self.permit),
             failure=self.failure,
             setbacks=self.memory.get("setbacks", {}),
@@ -203,15 +210,22 @@ class World:
                 self.steps.add(marker)
             case TakePermit():
                 assert set(STEPS) == self.steps, "a permit is asked for only when everything is staged"
+                assert self.failure is None, "a host that has failed asks for nothing"
                 self.permit = True
-            case Flip():
+            case Flip(build=build):
                 assert self.permit, "never flipped without a permit"
-                self.current = "v2"
-            case Settle():
-                assert all(process.serves == "v2" for process in self.instances.values())
-                self.good, self.permit, self.failure = "v2", False, None
+                assert build == "v2" or self.failure, "nobody goes back without a reason that is on record"
+                self.current = build
+                self.memory.pop("ordered", None)
+            case Settle(build=build, failed=failed):
+                assert all(process.serves == build and self.healthy(name) for name, process in self.instances.items())
+                assert bool(failed) == (build != "v2")
+                self.good, self.permit = build, False
+                self.failure = self.failure if failed else None
             case RecordFailure(reason=reason):
                 self.failure = reason
+                for what in ("waits", "setbacks", "ordered"):  # as the engine does when a failure comes or goes
+                    self.memory.pop(what, None)
             case InstanceAct():
                 self._touch(act)
 
@@ -239,7 +253,8 @@ class World:
                 assert process.closed or self.rules.drain is None or self.lapses, "what is cold is not in front of its clients"
                 process.warm = True
             case Restart():
-                assert process.serves != "v2" or not self.healthy(name), "what is right is not restarted"
+                assert process.serves != self.current, "what is right is not restarted"
+                assert self.permit, "nothing is restarted without a permit"
                 if self.rules.drain is not None:
                     self._check_drained(act, process, self.rules.drain)
                 self.restarts[name] = self.restarts.get(name, 0) + 1
@@ -281,7 +296,7 @@ def drive(world: World, strategy: Any, data: st.DataObject | None = None, rounds
         assert decision == plan_host(world.observe(), strategy), "the planner is pure"
         world.remember(decision)
         pending = [found for found in world.memory.get("setbacks", {}).values() if found.retry_at > world.now]
-        if decision.step in (HostStep.CONVERGED, HostStep.FAILED) and not decision.acts and not pending:
+        if decision.step in ENDS and not decision.acts and not pending:
             return decision
         for act in decision.acts:
             pending = world.memory.get("setbacks", {}).get(act.key)
