@@ -232,9 +232,7 @@ class MemoryEnsemble:
         self._wrote(snapshot.service, f"permits/{snapshot.host}")
         return permit
 
-    def release(
-        self, service: str, host: str, status: HostStatus, *, token: int | None, keep_failure: bool = False
-    ) -> None:
+    def release(self, service: str, host: str, status: HostStatus, *, token: int | None, keep_failure: bool = False) -> None:
         """Take the permit of that token back, with the report."""
         found = self._existing(service)
         if host in found.permits and found.permits[host].token == token:
@@ -312,9 +310,7 @@ class MemoryCoordination:
     def release_permit(self, snapshot: Snapshot, status: HostStatus, *, keep_failure: bool = False) -> None:
         """Give the permit back and report; clears this host's failure unless it is kept."""
         token = snapshot.permit.token if snapshot.permit else None
-        self._write(
-            lambda: self._ensemble.release(snapshot.service, self._host, status, token=token, keep_failure=keep_failure)
-        )
+        self._write(lambda: self._ensemble.release(snapshot.service, self._host, status, token=token, keep_failure=keep_failure))
 
     def record_failure(self, snapshot: Snapshot, reason: str) -> None:
         """Enter this host's failure, and halt over the budget."""

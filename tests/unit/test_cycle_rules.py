@@ -123,7 +123,7 @@ def test_a_failed_host_gives_traffic_back_to_what_can_serve() -> None:
         name="b", looked=True, state=State.FAILED, ordered=True, gate_closed=True, gate_ours=True, lease_left=100.0
     )
 
-    decision = decide(healthy, broken, failure="b did not start", rules=Rules(drain=Drain()))
+    decision = decide(healthy, broken, failure="b did not start", rules=Rules(drain=Drain(), revert=False))
 
     assert decision.step is HostStep.FAILED
     assert decision.acts == (OpenGate(instance="a"),)
