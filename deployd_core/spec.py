@@ -97,7 +97,7 @@ class RolloutTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     budget: Annotated[Share, Meta(description="hosts that may fail before the rollout halts")] = Share(0)
     on_host_failure: Annotated[
-        OnHostFailure, Meta(description="`revert` brings a host on which the build failed back to its last good one")
+        OnHostFailure, Meta(description="what a host does when the build fails on it: go back to its last good one, or stand still")
     ] = OnHostFailure.REVERT
 
 
