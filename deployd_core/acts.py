@@ -92,6 +92,8 @@ class Flip(Act, frozen=True):
     """Point `current` at the release of a build."""
 
     build: str
+    rollout: str = ""
+    """The rollout that asks for a restart, in which it is put on record even when `current` points there already."""
 
     @property
     def doing(self) -> str:

@@ -25,6 +25,8 @@ class Enabled(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``sha256:…``; None when somebody wrote a bare build id, and the source must say."""
     by: str = ""
     at: str = ""
+    restart: bool = False
+    """Every instance is to be restarted once in this rollout, also those that serve the build already."""
 
 
 class Membership(Struct, frozen=True, kw_only=True):

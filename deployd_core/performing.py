@@ -120,7 +120,7 @@ class Performer:
             Unpack: lambda _, scene: store.unpack(_pinned(scene), stop=scene.cancel),
             RunStep: self._run_step,
             TakePermit: self._take_permit,
-            Flip: lambda act, _: store.flip(act.build),
+            Flip: lambda act, _: store.flip(act.build, rollout=act.rollout),
             Settle: self._settle,
             RecordFailure: lambda act, scene: coordination.record_failure(scene.snapshot, act.reason),
             Tidy: self._tidy,

@@ -107,12 +107,11 @@ def plan_host(seen: Observation, strategy: Callable[[HostView], Plan]) -> Decisi
 def _plan_serving(seen: Observation, strategy: Callable[[HostView], Plan]) -> Decision:
     """The build is on the disk: have every instance serve it."""
     views = cycle.views(seen)
-    flipped = seen.current == seen.build
-    if flipped and not seen.permit.held and all(view.phase is not Phase.STALE for view in views):
+    if seen.flipped and not seen.permit.held and all(view.phase is not Phase.STALE for view in views):
         return _plan_at_rest(seen, views)
     if not seen.permit.held and (seen.facts is None or not all(facts.looked for facts in seen.instances)):
         return _decide(seen, HostStep.CHECKING, reason=_LOOKING, views=views)
-    if flipped and views_ready(views):
+    if seen.flipped and views_ready(views):
         return _settle(seen, HostStep.RESTARTING, views)
     if seen.failure is not None:
         return _decide(seen, HostStep.FAILED, reason=seen.failure, views=views)
@@ -122,10 +121,10 @@ def _plan_serving(seen: Observation, strategy: Callable[[HostView], Plan]) -> De
 def _plan_failed(seen: Observation, failed: str, strategy: Callable[[HostView], Plan]) -> Decision:
     """The wanted build has failed: serve the last good one, unless the wanted one gets healthy after all."""
     views = cycle.views(seen)
-    if seen.current == seen.build and views_ready(views):
+    if seen.flipped and views_ready(views):
         return _settle(seen, HostStep.RESTARTING if seen.permit.held else HostStep.CONVERGED, views)
     if seen.last_good is None:
-        reason = f"{failed}; there is no other good release on this host to go back to"
+        reason = f"{failed}; there is no other good build to go back to"
         return _decide(seen, HostStep.BROKEN, reason=reason, views=views)
     decision = _plan_revert(back_to(seen, seen.last_good), failed, strategy)
     if decision.step not in (HostStep.FLIPPING, HostStep.RESTARTING):
@@ -137,16 +136,15 @@ def _plan_failed(seen: Observation, failed: str, strategy: Callable[[HostView], 
 
 def back_to(seen: Observation, build: str) -> Observation:
     """The same host, as if its last good build were the one that is wanted."""
-    return msgspec.structs.replace(seen, build=build, good=True)
+    return msgspec.structs.replace(seen, build=build, restart="", good=True)
 
 
 def _plan_revert(seen: Observation, failed: str, strategy: Callable[[HostView], Plan]) -> Decision:
     """Plan towards the last good build, which `seen` takes for the wanted one."""
     views = cycle.views(seen)
-    there = seen.current == seen.build
     reverted = f"serves {seen.build}; {failed}"
     if seen.permit.held:
-        if there and views_ready(views):
+        if seen.flipped and views_ready(views):
             return _settle(seen, HostStep.RESTARTING, views, failed=reverted)
         decision = _plan_restart(seen, views, strategy)
         if decision.step is HostStep.BROKEN:
@@ -154,7 +152,7 @@ def _plan_revert(seen: Observation, failed: str, strategy: Callable[[HostView], 
         return decision
     if not all(facts.looked for facts in seen.instances):
         return _decide(seen, HostStep.CHECKING, reason=_LOOKING, views=views)
-    if there and all(view.phase is not Phase.STALE for view in views):
+    if seen.flipped and all(view.phase is not Phase.STALE for view in views):
         return _decide(seen, HostStep.REVERTED, reason="; ".join([reverted, *_sick(seen)]), views=views)
     reason = f"{failed}; its permit was taken away before it was back on {seen.build}"
     return _decide(seen, HostStep.FAILED, reason=reason, views=views)
@@ -246,7 +244,7 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
         return _decide(seen, HostStep.BLOCKED, reason=obstacle, views=views, plan=plan)
     if not seen.permit.held:
         return _plan_permit(seen, views, plan)
-    if seen.current != seen.build:
+    if not seen.flipped:
         return _plan_flip(seen, views, plan)
     moves = cycle.plan(seen, views, plan)
     acts: tuple[Act, ...] = moves.acts
@@ -271,7 +269,7 @@ def _obstacle(seen: Observation, plan: Plan) -> str:
     blind = [facts for facts in seen.instances if facts.gate_problem] if seen.rules.drain and not seen.permit.held else []
     if blind:
         return f"{blind[0].name}: {blind[0].gate_problem}"
-    in_the_way = seen.flip_problem if seen.current != seen.build else ""
+    in_the_way = seen.flip_problem if not seen.flipped else ""
     return in_the_way or cycle.impossible(plan, seen.rules, len(seen.instances))
 
 
@@ -280,7 +278,7 @@ def _plan_permit(seen: Observation, views: tuple[InstanceView, ...], plan: Plan)
 
 
 def _plan_flip(seen: Observation, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
-    return _begin(seen, HostStep.FLIPPING, Flip(build=seen.build or ""), views, plan)
+    return _begin(seen, HostStep.FLIPPING, Flip(build=seen.build or "", rollout=seen.restart), views, plan)
 
 
 def _begin(seen: Observation, step: HostStep, act: Act, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
