@@ -485,7 +485,7 @@ def test_a_host_without_another_good_release_is_broken_until_the_wanted_one_gets
     decision = drive(world, everything)
 
     assert decision.step is HostStep.BROKEN
-    assert decision.reason.endswith("; there is no other good release on this host to go back to")
+    assert decision.reason.endswith("; there is no other good build to go back to")
     assert (world.permit, world.current) == (True, "v2")
     world.sick = frozenset()
     assert drive(world, everything).step is HostStep.CONVERGED
