@@ -491,6 +491,14 @@ def test_a_build_that_was_good_is_not_exchanged_for_another_when_it_fails_in_a_r
     assert (decision.step, world.current, world.permit) == (HostStep.BROKEN, "v2", True)
 
 
+def test_the_way_back_from_a_restart_that_was_a_deploy_here_restarts_only_what_had_left() -> None:
+    """A host that had yet to get the build goes back to its own last good one, of which nobody asked a restart."""
+    world = fresh_world(3, restart="r7", sick=frozenset({"web@8000"}))
+
+    assert drive(world, one_by_one).step is HostStep.REVERTED
+    assert world.restarts == {"web@8000": 2}
+
+
 def serving_v2(count: int, **changes: Any) -> World:
     world = fresh_world(count, **{"current": "v2", "good": "v2", "fetched": True, "unpacked": True, "steps": set(STEPS)} | changes)
     for process in world.instances.values():
