@@ -206,6 +206,7 @@ class MemoryEnsemble:
             found.down[status.host] = None
         elif status.host in found.down:
             del found.down[status.host]
+            self._handles[status.host].back()
             self._tell(service, found.heads)
 
     def _existing(self, service: str) -> MemoryService:
@@ -235,16 +236,17 @@ class MemoryEnsemble:
             if host in self._handles:
                 self._handles[host].changed(service)
 
-    def register(self, service: str, host: str, zone: str) -> None:
+    def register(self, service: str, host: str, zone: str, *, is_back: bool) -> None:
         """Make a host a member, if the service exists; one that comes back need not be excused any more."""
         found = self._services.get(service)
         if found is None or found.spec is None:
             return
         before = found.members.get(host)
-        if before is None or before.zone != zone or before.excused is not None:
+        excuse = None if is_back or before is None else before.excused
+        if before is None or before.zone != zone or before.excused != excuse:
             found.zones[before.zone if before else zone] -= before is not None
             found.zones[zone] += 1
-            found.members[host] = replace(before, zone=zone, excused=None) if before else Membership(zone=zone)
+            found.members[host] = replace(before, zone=zone, excused=excuse) if before else Membership(zone=zone)
             self._wrote(service, f"hosts/{host}")
 
     def read(self, service: str, host: str, zone: str) -> Snapshot:

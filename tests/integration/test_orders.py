@@ -333,5 +333,13 @@ def test_hosts_that_say_they_are_down_count_and_are_repaired_first(session: Sess
 
     fleet.converge("h2")
     assert session.stat(ServicePaths("web").down("h2")) is None
+    fleet.hosts["h2"].report("web", report)
+    assert Denial.CAPACITY is fleet.take("h1").code  # type: ignore[union-attr]
+
+    rollouts.excuse(session, "web", "h2", by="ann", why="a disk is on its way")
+    assert fleet.look("h2").membership.excused is not None
+    assert isinstance(fleet.take("h1"), Permit)
+    fleet.converge("h1")
     fleet.hosts["h2"].report("web", replace(report, down=False, step="converged"))
+    assert fleet.look("h2").membership.excused is None
     assert isinstance(fleet.take("h1"), Permit)
