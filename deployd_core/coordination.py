@@ -217,11 +217,11 @@ class HostStatus(Struct, frozen=True, kw_only=True):
     """What the step waits for, or why it failed."""
     deadline: str | None = None
     last_error: str = ""
+    down: bool = False
+    """An instance of this host cannot serve, and that is not the doing of a restart that goes well."""
     instances: tuple[InstanceStatus, ...] = ()
     agent: str = ""
     """Version of the agent."""
-    down: bool = False
-    """An instance of this host cannot serve, and that is not the doing of a restart that goes well."""
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
@@ -280,6 +280,8 @@ class Denied(Struct, frozen=True, kw_only=True):
     reason: str
     blockers: tuple[str, ...] = ()
     """Hosts that are in the way."""
+    stuck: tuple[str, ...] = ()
+    """Those of them that have held a permit for longer than is good, as far as this host has seen."""
     until: str | None = None
     """RFC 3339: when this reason ends by itself."""
 

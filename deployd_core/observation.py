@@ -142,6 +142,10 @@ class Observation(Struct, frozen=True, kw_only=True):
     rules: Rules = Rules()
     connected: bool = True
     permit: PermitView = PermitView()
+    queued: bool = False
+    """It stands in the queue for a permit."""
+    advanced: bool = True
+    """There is nothing left that this host could do for the rollout as a whole."""
     fleet: FleetView = FleetView()
     failure: str | None = None
     """Why this host failed in this rollout."""

@@ -25,6 +25,7 @@ def observe(
     waits: Mapping[str, float],
     facts: Mapping[str, object] | None,
     connected: bool,
+    advanced: bool,
     now: float,
 ) -> Observation:
     """Make the observation. `digest` is what the source said of a build that was enabled without one."""
@@ -50,6 +51,8 @@ def observe(
         rules=rules_of(setup),
         connected=connected,
         permit=PermitView(held=snapshot.permit is not None, token=snapshot.permit.token if snapshot.permit else 0),
+        queued=snapshot.queued,
+        advanced=advanced,
         fleet=FleetView(
             hosts=snapshot.hosts, permits=snapshot.permits, failed=len(snapshot.rollout.failed_in(snapshot.rollout_id))
         ),

@@ -24,7 +24,20 @@ import msgspec
 from msgspec import Struct
 
 from deployd_core import cycle
-from deployd_core.acts import Act, Fetch, Flip, RecordFailure, Resolve, RunStep, Settle, TakePermit, Tidy, Unpack
+from deployd_core.acts import (
+    Act,
+    Advance,
+    Fetch,
+    Flip,
+    LeaveQueue,
+    RecordFailure,
+    Resolve,
+    RunStep,
+    Settle,
+    TakePermit,
+    Tidy,
+    Unpack,
+)
 from deployd_core.errors import DeploydError
 from deployd_core.model import Health, HostView, InstanceView, Phase, Plan
 from deployd_core.observation import Observation
@@ -206,7 +219,7 @@ def _plan_at_rest(seen: Observation, views: tuple[InstanceView, ...]) -> Decisio
     """Nothing has to be restarted and no permit is held: at most something is to be put on record."""
     if views_ready(views):
         if seen.good and seen.failure is None:
-            return _decide(seen, HostStep.CONVERGED, acts=() if seen.tidy else _if_ready(seen, Tidy()), views=views)
+            return _decide(seen, HostStep.CONVERGED, acts=_afterwards(seen), views=views)
         return _settle(seen, HostStep.CONVERGED, views)
     if seen.failure is not None:
         return _decide(seen, HostStep.FAILED, reason=seen.failure, views=views)
@@ -217,6 +230,12 @@ def _plan_at_rest(seen: Observation, views: tuple[InstanceView, ...]) -> Decisio
         f"{facts.name}: {facts.reason}" for facts in seen.instances if facts.health is Health.UNKNOWN and facts.reason
     ]
     return _decide(seen, HostStep.CHECKING, reason=open_questions[0] if open_questions else _LOOKING, views=views)
+
+
+def _afterwards(seen: Observation) -> tuple[Act, ...]:
+    """What is left to do when nothing is left to do."""
+    tidy = () if seen.tidy else _if_ready(seen, Tidy())
+    return tidy if seen.advanced or not seen.connected else (*tidy, *_if_ready(seen, Advance()))
 
 
 def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: Callable[[HostView], Plan]) -> Decision:
@@ -305,6 +324,8 @@ def _decide(
         views = cycle.views(seen)
     if step is not HostStep.RESTARTING:
         acts += cycle.leftovers(seen)
+    if step is not HostStep.WAITING and seen.queued and seen.connected:
+        acts += _if_ready(seen, LeaveQueue())  # whoever waits for nothing must not be waited for
     return Decision(
         step=step,
         acts=acts,
