@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from deployd_core.acts import Act, CloseIdle, Restart
+from deployd_core.acts import Act, Advance, CloseIdle, Restart
 from deployd_core.api import HostCall, InstanceCall
 from deployd_core.asking import ask_strategy
 from deployd_core.clock import Clock, rfc3339
@@ -260,8 +260,8 @@ class Engine:
             if act.cut:
                 self._last_error = f"{act.instance} was restarted with {act.cut} connections in flight: the drain took too long"
                 self._emit("instance.cut", scene.snapshot, {"instance": act.instance, "connections": act.cut})
-        # Idle connections are closed ten times a second while an instance is drained.
-        _LOG.log(logging.DEBUG if isinstance(act, CloseIdle) else logging.INFO, "%s: %s", self.service, act.doing)
+        # What is done again and again, though nothing is wrong, need not fill the log.
+        _LOG.log(logging.DEBUG if isinstance(act, CloseIdle | Advance) else logging.INFO, "%s: %s", self.service, act.doing)
         self._tasks.start(
             act.key,
             lambda: performer.perform(act, scene),
