@@ -65,7 +65,7 @@ def examine(host: Host) -> Iterator[Check]:
     yield _firewall()
     yield from _xtables_lock(_XTABLES_LOCK)
     yield _agent(host.config)
-    yield from _leases(host.plugins)
+    yield from _leases(host)
     if not host.config.services:
         yield Check(name="services", verdict=Verdict.WARN, says="agent.toml names no service", hint='services = ["web"]')
     yield from _zookeeper(host)
@@ -173,9 +173,9 @@ def _agent(config: AgentConfig) -> Check:
     return stopped
 
 
-def _leases(plugins: Plugins) -> Iterator[Check]:
+def _leases(host: Host) -> Iterator[Check]:
     try:
-        found = drains.list_closed(drains.gates(plugins))
+        found = drains.list_closed(drains.gates(host.plugins, Path(host.config.state_directory)))
     except DeploydError as error:
         yield Check(name="closed gates", verdict=Verdict.WARN, says=f"cannot be listed: {error.message}", hint=error.hint)
         return

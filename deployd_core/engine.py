@@ -282,6 +282,7 @@ class Engine:
             zone=snapshot.membership.zone,
             address=self._identity.address,
             owner=self._identity.owner,
+            state_directory=self._identity.state_directory,
             root=self._root,
             snapshot=snapshot,
             setup=setup,

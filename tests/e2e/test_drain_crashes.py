@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import tomllib
@@ -26,6 +27,7 @@ from deployd_core.packing import pack
 from deployd_core.plugins import Kind, Plugins, convert
 from deployd_core.processes import owner_here, same_owner
 from deployd_core.spec import ServiceSpec
+from deployd_core.testing.balancers import Haproxy
 from deployd_core.testing.fleet import Fleet
 from deployd_core.testing.netns import isolated
 from deployd_core.testing.zookeeper import ZooKeeperServer, home_from_environment
@@ -187,14 +189,43 @@ def test_an_agent_that_begins_again_goes_on_with_the_drain(directory: Path) -> N
         assert [] == host.closed_ports()
 
 
+@isolated
+def test_what_a_dead_agent_left_in_haproxy_is_reaped_with_nothing_but_agent_toml(directory: Path) -> None:
+    """Where the leases lie, and which HAProxy it was, is found with no agent and no ZooKeeper."""
+    haproxy = Haproxy(directory / "haproxy", [f"127.0.1.11:{port}" for port in PORTS], listen="127.0.0.1:8080")
+    with haproxy:
+        gate = f'{{ use = "haproxy", socket = "{haproxy.socket}", leases = "{directory}/leases" }}'
+        with Host(directory, gate=gate) as host:
+            host.order.write_text("before stop")
+            host.enable("v2")
+            assert host.wait_agent() == -9
+            host.server.kill()
+
+            assert "web      web@8001  haproxy  orphaned" in host.deployd("drains", "list")
+            assert "web@8001 of web opened (haproxy, orphaned)\n" == host.deployd("drains", "reap", "--grace", "100ms")
+
+            assert "" == host.deployd("drains", "reap", "--grace", "100ms")
+            assert [] == list((directory / "leases").iterdir())
+            assert {"web-8001": "0", "web-8002": "0"} == admin_states(haproxy)
+
+
+def admin_states(haproxy: Haproxy) -> dict[str, str]:
+    """What HAProxy's servers were told to do; 0 is nothing."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(haproxy.socket))
+        connection.sendall(b"show servers state web\n")
+        rows = b"".join(iter(lambda: connection.recv(65536), b"")).decode().splitlines()
+    return {row.split()[3]: row.split()[6] for row in rows if " web-" in row}
+
+
 class Host:
     """One host with two instances that serve v1, and with what a person does there."""
 
-    def __init__(self, directory: Path, *, lease: str = "20s") -> None:
+    def __init__(self, directory: Path, *, lease: str = "20s", gate: str = '{ use = "deadly" }') -> None:
         (directory / "builds").mkdir()
         (directory / "zookeeper").mkdir()
         self.directory = directory
-        self.lease = lease
+        self._lease, self._gate_table = lease, gate
         self.order = directory / "die"
         self.server = ZooKeeperServer(directory / "zookeeper", home=home_from_environment())
         self.gate: Gate[Any] = Plugins.load().make(Kind.GATE, "nftables", {}, where="test").plugin
@@ -224,10 +255,15 @@ class Host:
         self._ends.close()
 
     def _apply(self) -> None:
-        options = f'gate = "deadly"\nsettle = "100ms"\ntraffic_timeout = "500ms"\ndrain_timeout = "60s"\nlease = "{self.lease}"'
+        options = f'settle = "100ms"\ntraffic_timeout = "500ms"\ndrain_timeout = "60s"\nlease = "{self._lease}"'
         text = self._fleet.spec("web", self.directory / "builds", strategy="iptables-drain", options=options)
-        text = text.replace('use = "supervisor"', 'use = "deadly"')
+        text = text.replace('use = "supervisor"', 'use = "deadly"').replace("[restart]", f"gate = {self._gate_table}\n[restart]")
         rollouts.apply_spec(self._session, "web", convert(tomllib.loads(text), ServiceSpec, where="web"))
+
+    def deployd(self, *words: str) -> str:
+        """What a command says, run as a program on this host."""
+        command = [sys.executable, "-P", "-m", "deployd_core", *words, "--config", str(self._host.config)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def enable(self, build: str, *, health: str = "") -> None:
         """Make a build that puts on record each time it is started, and enable it; `health`: its path there."""

@@ -48,7 +48,7 @@ class HaproxyOptions(Options, frozen=True, kw_only=True):
         Meta(description="backend/server that is the instance; HAProxy permits no @ in these names, so use {port}"),
     ] = "{service}/{service}-{port}"
     leases: Annotated[
-        str, Meta(description="directory for the leases of closed gates; `deployd drains` knows this one unless it is told another")
+        str, Meta(description="directory for the leases of closed gates; the agent puts another one on record for `deployd drains`")
     ] = "/var/lib/deployd/gates/haproxy"
 
     def __post_init__(self) -> None:
