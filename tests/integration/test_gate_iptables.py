@@ -1,4 +1,4 @@
-"""What is peculiar to the `iptables` gate; the contract of every firewall is in tests/contract. Each test in a network of its own."""
+"""What only the `iptables` gate does; what every firewall does is in tests/contract. Each test in a network of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is peculiar to the `nftables` gate; the contract of every firewall is in tests/contract. Each test in a network of its own."""
+"""What only the `nftables` gate does; what every firewall does is in tests/contract. Each test in a network of its own."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def gate(**options):
     return NftablesGate(NftablesOptions(**options))
 
 
-def call(port=8001, *, service="web", lease=60.0):
-    """A call that closes the instance on that port."""
+def call():
+    """A call that closes an instance."""
     return GateCall(
-        service=service,
+        service="web",
         host="h1",
         zone="",
         root=Path("/srv/web"),
         timeout=10.0,
-        instance=Instance(service=service, name=f"{service}@{port}", port=port),
-        until=time.time() + lease,
+        instance=Instance(service="web", name="web@8001", port=8001),
+        until=time.time() + 60.0,
         owner="h1/4711/12.34",
     )
 
