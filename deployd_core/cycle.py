@@ -348,7 +348,7 @@ def _obstacle(facts: InstanceFacts, seen: Observation) -> str:
     if not facts.looked:
         return "not looked at yet"
     if facts.state is State.UNKNOWN:
-        return "nobody knows whether it runs"
+        return f"nobody knows whether it runs: {facts.reason}" if facts.reason else "nobody knows whether it runs"
     return facts.gate_problem if seen.rules.drain is not None else ""
 
 

@@ -124,6 +124,9 @@ def _firewall() -> Check:
     for family, path in _LEGACY_TABLES:
         try:
             names = path.read_text(encoding="ascii").split()
+        except PermissionError:
+            tables.append(f"{family} hidden from this user")
+            continue
         except OSError:
             continue
         tables.append(f"{family} {' '.join(sorted(names)) or 'no table loaded'}")
@@ -183,6 +186,9 @@ def _leases(host: Host) -> Iterator[Check]:
     if stray:
         names = ", ".join(f"{one.lease.instance} ({one.state.value})" for one in stray)
         yield Check(name="closed gates", verdict=Verdict.WARN, says=f"no process stands for {names}", hint="deployd drains reap")
+    elif found.problems:
+        # Nothing closed was found, where it could be looked for: that is no good news.
+        yield Check(name="closed gates", verdict=Verdict.WARN, says="; ".join(found.problems), hint="deployd drains list")
     else:
         held = ", ".join(one.lease.instance for one in found.closed)
         yield _ok("closed gates", f"{held}: held by a process that lives" if held else "none")

@@ -10,6 +10,7 @@ import click
 from deployd_core.acts import CloseGate, Flip, InstanceAct, RecordFailure, Restart
 from deployd_core.cli.output import format_table, message, print_json
 from deployd_core.errors import DeploydError
+from deployd_core.model import Health
 from deployd_core.planner import HostStep
 from deployd_core.units import Duration
 
@@ -53,7 +54,8 @@ def _head(here: Here, seen: Observation) -> Iterator[str]:
         found = facts.connections
         count = f", {found.busy} connections busy and {found.idle} idle" if found else ""
         serves = f"serves {facts.serves or 'nothing that can be told'}"
-        yield f"  {facts.name:9} {facts.state.value}, {facts.health.value}, {serves}{gate}{count}"
+        why = f"; {facts.reason}" if facts.health is not Health.HEALTHY and facts.reason else ""
+        yield f"  {facts.name:9} {facts.state.value}, {facts.health.value}, {serves}{gate}{count}{why}"
 
 
 def _limits(seen: Observation) -> str:
