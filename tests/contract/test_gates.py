@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,14 +25,6 @@ from deployd_plugins.gates.iptables import IptablesGate, IptablesOptions
 from deployd_plugins.gates.nftables import NftablesGate, NftablesOptions
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def machine_untouched() -> Iterator[None]:
-    """The firewall of the machine itself is the same after all of these tests."""
-    before = firewall()
-    yield
-    assert before == firewall()
 
 
 def sh(command: str, **options: Any) -> str:

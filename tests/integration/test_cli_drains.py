@@ -17,7 +17,7 @@ from deployd_core.api import GateCall, Instance
 from deployd_core.cli.main import run
 from deployd_core.processes import owner_here
 from deployd_core.testing.instances import Client, Server, eventually
-from deployd_core.testing.netns import firewall, isolated
+from deployd_core.testing.netns import isolated
 from deployd_plugins.gates.iptables import IptablesGate, IptablesOptions
 from deployd_plugins.gates.nftables import NftablesGate, NftablesOptions
 
@@ -39,14 +39,6 @@ manager = {{ use = "command", start = ["true"], stop = ["true"], status = ["true
 strategy = "iptables-drain"
 options = {{ gate = "{gate}", drain_timeout = "{timeout}", traffic_timeout = "3s" }}
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def machine_untouched():
-    """The firewall of the machine itself is the same after all of these tests."""
-    before = firewall()
-    yield
-    assert before == firewall()
 
 
 def deployd(capsys, *arguments):

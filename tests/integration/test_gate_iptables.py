@@ -24,14 +24,6 @@ pytestmark = pytest.mark.root
 LOCK = "/run/xtables.lock"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def machine_untouched():
-    """The firewall of the machine itself is the same after all of these tests."""
-    before = firewall()
-    yield
-    assert before == firewall()
-
-
 def gate(**options):
     """A gate that rejects."""
     return IptablesGate(IptablesOptions(**options))

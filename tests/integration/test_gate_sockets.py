@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deployd_core.testing.instances import eventually
-from deployd_core.testing.netns import firewall, isolated
+from deployd_core.testing.netns import isolated
 from deployd_plugins.gates import sockets
 from deployd_plugins.gates.sockets import Query
 
@@ -20,14 +20,6 @@ pytestmark = pytest.mark.root
 
 PORT = 8001
 ANY = Query(PORT)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def machine_untouched():
-    """The firewall of the machine itself is the same after all of these tests."""
-    before = firewall()
-    yield
-    assert before == firewall()
 
 
 @contextlib.contextmanager
