@@ -31,7 +31,8 @@ def print_story(here: Here, seen: Observation, story: Story, *, as_json: bool) -
     if as_json:
         print_json("deployd.strategies.plan/1", _as_object(here, seen, story))
         return
-    click.echo("\n".join([*_head(here, seen), "", *_moves(here, seen, story), "", *_end(seen, story)]))
+    parts = (_head(here, seen), _moves(here, seen, story), _end(seen, story))
+    click.echo("\n\n".join("\n".join(lines) for part in parts if (lines := list(part))))
 
 
 def explain_gate(here: Here) -> str:

@@ -135,6 +135,27 @@ def test_an_agent_killed_between_two_moves(move: str, directory: Path) -> None:
     assert foreign == after
 
 
+@pytest.mark.parametrize("move", ["after close", "before start", "before open"])
+@isolated
+def test_an_agent_killed_and_not_started_again(move: str, directory: Path) -> None:
+    """Nobody takes over: the gate opens by its lease, the other instance serves meanwhile, and an agent ends the cycle later."""
+    with Host(directory, lease="6s") as host:
+        host.order.write_text(move)
+        host.enable("v2")
+        assert host.wait_agent() == -9
+        [lease] = host.gate.closed_everywhere()
+        assert f"web@{PORTS[0]}" == lease.instance
+        assert host.answer(PORTS[1]) == "v1"
+
+        host.wait(lambda: host.gate.closed_everywhere() == (), "open by the lease", timeout=10)
+        assert lease.until - 1.0 <= time.time() <= lease.until + 2.0
+
+        host.start_agent()
+        host.wait(lambda: host.converged("v2"), "converged on v2")
+        assert {"v2"} == host.serves()
+        assert () == host.gate.closed_everywhere()
+
+
 @pytest.mark.parametrize("zookeeper_away", [False, True], ids=["", "ZooKeeper away"])
 @isolated
 def test_an_agent_that_stops_opens_what_was_only_being_drained(zookeeper_away: bool, directory: Path) -> None:
