@@ -371,7 +371,9 @@ def _in_flight(facts: InstanceFacts) -> str:
     found = facts.connections
     if found is None and facts.gate_problem:
         return facts.gate_problem
-    return f"{found.busy} connections busy, {found.idle} kept open by clients" if found else "its connections were not counted yet"
+    if found is None:
+        return "its connections were not counted yet" if facts.gate_closed else "its gate is being closed"
+    return f"{found.busy} connections busy, {found.idle} kept open by clients"
 
 
 def _floor(wish: Plan, rules: Rules, count: int) -> int:
