@@ -156,7 +156,9 @@ class HaproxyGate(Gate[HaproxyOptions]):
         """What HAProxy counts: requests under way, and new ones in the last second. What it pools is its own business."""
         stat = self._haproxy(call).stat(self._server(call))
         busy = int(stat["scur"] or 0) + int(stat["qcur"] or 0)
-        return Connections(busy=busy, recent=max(busy, int(stat["rate"] or 0)))
+        # Neither on its way up or down by its health checks, nor in its slowstart.
+        in_rotation = stat["status"] in ("UP", "no check") and not stat["throttle"]
+        return Connections(busy=busy, recent=max(busy, int(stat["rate"] or 0)), in_rotation=in_rotation)
 
     def _path(self, call: InstanceCall) -> Path:
         return Path(self.options.leases) / f"{call.host}:{call.service}:{call.instance.name}.json"
