@@ -21,10 +21,11 @@ from deployd_core.tasks import Tasks
 
 _LOG = logging.getLogger("deployd.engine")
 
+DISRUPTIVE = ("restart:", "flip")
+"""Keys of acts that must not be left alone."""
 PATIENCE = 5.0
 """Seconds that gates get in all, from the order to stop."""
 _RETRY = 1.0
-_SAFE_POINT = ("restart:", "flip")
 _GATES = ("closegate:", "opengate:")
 
 
@@ -81,7 +82,7 @@ def last_acts(
 
 def _awaited(busy: frozenset[str], *, late: bool) -> bool:
     """Whether something is under way that the engine must not end before; `late` when its patience is over."""
-    return any(key.startswith(_SAFE_POINT if late else (*_SAFE_POINT, *_GATES)) for key in busy)
+    return any(key.startswith(DISRUPTIVE if late else (*DISRUPTIVE, *_GATES)) for key in busy)
 
 
 def _guarded(round_: Callable[[], float | None], rounds: Rounds) -> float | None:

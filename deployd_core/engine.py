@@ -46,8 +46,7 @@ _REREAD_EVERY = 60.0
 """Seconds after which ZooKeeper is read again without being told to: a net under missed watches."""
 _RETRY = 1.0
 _CHANGES_DISK = ("fetch", "unpack", "runstep", "flip", "settle", "tidy")
-_DISRUPTIVE = ("restart:", "flip")
-_EXCLUSIVE = (*_DISRUPTIVE, "settle", "tidy")
+_EXCLUSIVE = (*ending.DISRUPTIVE, "settle", "tidy")
 """Acts of which no second one is begun beside a first that hangs."""
 _GIVING_BACK = ("takepermit", "settle", "recordfailure")
 """Acts that wait for ZooKeeper alone: when it has answered there is no reason to wait on."""
@@ -86,7 +85,7 @@ class Engine:
         self._store: ReleaseStore | None = None
         self._root = Path()
         self._disk: Disk | None = None
-        self._seen: tuple[Observation, Scene] | None = None
+        self._seen: tuple[Observation, Scene] | None = None  # by the last round
         self._looking = Looking(self._tasks, observe_every=observe_every, owner=identity.owner)
         # What makes it patient.
         self._epoch = 0
