@@ -191,6 +191,29 @@ def test_closing_an_idle_connection_tells_both_ends():
 
 
 @isolated
+def test_a_connection_that_was_used_after_the_look_is_left_alone():
+    """A client may send a request while the list of idle connections is gone through: it gets its answer."""
+    quick = Query(PORT, idle_after=50)
+    with listening() as server:
+        for host in ("127.0.0.1", "::1"):
+            client, accepted = connected(server, host)
+            threading.Event().wait(0.1)
+            [listed] = [found for found in sockets._of_clients(quick, (sockets._ESTABLISHED,)) if found.idle(50)]
+            client.sendall(b"request")
+
+            assert not sockets._destroy_if_silent(listed, quick)
+
+            assert accepted.recv(100) == b"request"
+            accepted.sendall(b"answer")
+            assert client.recv(100) == b"answer"
+            threading.Event().wait(0.4)
+            assert sockets._destroy_if_silent(listed, quick)
+            accepted.close()
+            with pytest.raises(FileNotFoundError):
+                sockets._destroy_if_silent(listed, quick)
+
+
+@isolated
 def test_a_request_right_behind_an_answer_is_not_taken_for_idle():
     """Of many connections whose next request came within the same tick as the last answer, none is closed while it waits."""
     quick = Query(PORT, idle_after=300)
