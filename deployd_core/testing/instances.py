@@ -95,3 +95,10 @@ def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> b
             return False
         time.sleep(0.01)
     return True
+
+
+def free_port() -> int:
+    """A port of the loopback where nobody listens now."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])

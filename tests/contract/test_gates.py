@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deployd_core.api import Gate
-from deployd_core.testing.gates import BypassContract, CountingContract, GateContract, HoldingContract, LeaseContract
+from deployd_core.testing.gates import BypassContract, ClearingContract, CountingContract, HoldingContract, LeaseContract
 from deployd_core.testing.netns import firewall
 from deployd_plugins.gates.auto import AutoGate, AutoOptions
 from deployd_plugins.gates.iptables import IptablesGate, IptablesOptions
@@ -25,7 +25,7 @@ def machine_untouched() -> Iterator[None]:
     assert before == firewall()
 
 
-class FirewallContract(LeaseContract, BypassContract, HoldingContract, CountingContract):
+class FirewallContract(ClearingContract, LeaseContract, BypassContract, HoldingContract, CountingContract):
     """All that a firewall can."""
 
 
@@ -50,7 +50,7 @@ class TestNftables(FirewallContract):
         return NftablesGate(NftablesOptions())
 
 
-class TestOneAddress(GateContract):
+class TestOneAddress(ClearingContract):
     """iptables, for one address alone."""
 
     hosts = ("127.0.0.1",)
@@ -59,7 +59,7 @@ class TestOneAddress(GateContract):
         return IptablesGate(IptablesOptions(address="{address}"))
 
 
-class TestOneAddressByNftables(GateContract):
+class TestOneAddressByNftables(ClearingContract):
     """nftables, for one address alone."""
 
     hosts = ("127.0.0.1",)
@@ -68,7 +68,7 @@ class TestOneAddressByNftables(GateContract):
         return NftablesGate(NftablesOptions(address="{address}"))
 
 
-class TestAuto(GateContract):
+class TestAuto(ClearingContract):
     """Whichever this host uses."""
 
     def make_gate(self) -> Gate[Any]:
