@@ -11,7 +11,6 @@ from deployd_core.boundary import Bound
 from deployd_core.errors import PluginError
 from deployd_core.units import decode_unit
 
-
 PATIENCE = 5.0
 """Seconds until a strategy that has not answered is taken for one that hangs: it takes microseconds."""
 

@@ -1,8 +1,8 @@
 """The one place where a plugin's code is called.
 
 Whatever a plugin raises comes out as an error of our own that names the plugin, its distribution and its version; the original
-with its traceback is the cause. Deadlines are the caller's: the engine runs each call as a task and abandons one that is late. Only a
-strategy is asked in the middle of a round: `Bound.call_within` is for that.
+with its traceback is the cause. Deadlines are the caller's: the engine runs each call as a task and abandons one that is late.
+Only a strategy is asked in the middle of a round: `Bound.call_within` is for that.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from deployd_core.api import AtDeadline, DrainOptions, Health, HostView, Options
 from deployd_core.observation import Drain
 from deployd_core.testing.views import host_view, instance_view
 
-_SHARES = (1, 2, 3, "25%", "50%", "100%")
+_SHARES: tuple[int | str, ...] = (1, 2, 3, "25%", "50%", "100%")
 
 
 def hostile_views(facts: Callable[[Sequence[str]], Mapping[str, object]]) -> Iterator[tuple[str, HostView]]:
@@ -24,7 +24,10 @@ def hostile_views(facts: Callable[[Sequence[str]], Mapping[str, object]]) -> Ite
         ("one instance", host_view(Phase.STALE)),
         ("one instance, restarting", host_view(Phase.RESTARTING)),
         ("all failed", host_view(*(instance_view(f"web@{8001 + n}", **failed) for n in range(4)))),
-        ("nobody knows", host_view(*(instance_view(f"web@{8001 + n}", state=State.UNKNOWN, health=Health.UNKNOWN) for n in range(4)))),
+        (
+            "nobody knows",
+            host_view(*(instance_view(f"web@{8001 + n}", state=State.UNKNOWN, health=Health.UNKNOWN) for n in range(4))),
+        ),
         ("two of one name", host_view(*twice)),
         ("a name without a port", host_view(instance_view("worker", port=None))),
         ("one in every phase", host_view(*Phase)),

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class Fault(BaseException):
-    """The plugin did what it may not do. No `Exception`, so that neither a plugin nor the core takes it for an error of their own."""
+    """The plugin did what it may not do. No `Exception`: neither a plugin nor the core may take it for an error of their own."""
 
     def __init__(self, check: str, message: str) -> None:
         super().__init__(message)
@@ -19,7 +19,7 @@ class Check(Struct, frozen=True, kw_only=True):
     """One property, and whether it held."""
 
     name: str
-    property: str
+    promise: str
     """In a sentence."""
     cases: int = 0
     """How often it was tried."""

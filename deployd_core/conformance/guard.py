@@ -94,7 +94,7 @@ def _forbidden(function: Any) -> str:
         return "sleeps" if name == "sleep" else "reads the clock" if name in _CLOCKS else ""
     if getattr(owner, "__module__", "") == "datetime" and isinstance(owner, type) and name in _NOW:
         return "reads the clock"
-    if owner is random._inst or (module == "_random" and name == "Random"):  # type: ignore[attr-defined]  # noqa: SLF001 - the dice of everybody
+    if owner is random._inst or (module == "_random" and name == "Random"):  # noqa: SLF001 - the dice of everybody
         return "rolls dice (random)"
     if module == "_thread" and name in ("start_new_thread", "start_joinable_thread"):
         return "starts a thread"

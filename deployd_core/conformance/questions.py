@@ -87,7 +87,9 @@ class Questions:
         window, floor = getattr(options, "instances_at_once", None), getattr(options, "min_available", None)
         going = set(plan.cycle) | set(view.cycling)
         if isinstance(window, Share) and len(going) > max(window.at_most(count), len(view.cycling)):
-            raise Fault(LIMITS, f"{len(going)} instances go at once, and its option instances_at_once says {window}: {_about(view)}")
+            raise Fault(
+                LIMITS, f"{len(going)} instances go at once, and its option instances_at_once says {window}: {_about(view)}"
+            )
         if isinstance(floor, Share) and plan.min_available.at_least(count) < floor.at_least(count):
             raise Fault(LIMITS, f"the plan keeps {plan.min_available} instances, and its option min_available says {floor}")
         if isinstance(options, FleetOptions):

@@ -29,14 +29,14 @@ FINISHES, CRASHES = "finishes", "crashes"
 
 PROPERTIES = {
     PLANS: "Whatever the view (no instance, one, all failed, two of one name), it returns a valid Plan or a DeploydError.",
-    PURE: "The same view gives the same plan; it reads no file, network, environment or clock, rolls no dice, and does not sleep.",
+    PURE: "The same view gives the same plan; it reads no file, network, environment or clock, rolls no dice, never sleeps.",
     MEMORY: "A new object answers like an old one, and in whatever order it is asked: nothing is lost in a crash.",
     VIEW: "It does not change the view that it is given.",
     ANSWERS: "It answers at once.",
     LIMITS: "Its plans are no wider than its own options: limit, limit_per_zone, instances_at_once, min_available.",
-    FINISHES: "Every instance comes to serve the build, each restarted once; with things failing, it converges or fails with a reason.",
+    FINISHES: "Every instance comes to serve the build by one restart; with things failing, it converges, or fails with a reason.",
     CRASHES: "With a crash before or after any one act, it converges all the same.",
-    RULES: "The rules hold: permit before restart, the floor, nothing right restarted, no request cut early, every gate open at the end.",
+    RULES: "Rules hold: permit before restart, the floor, nothing right restarted, no request cut early, gates open in the end.",
 }
 
 _ROUNDS = 1500
@@ -85,7 +85,7 @@ def check_strategy(subject: Subject, *, seed: int = 0, seeds: int = 200) -> Find
     try:
         return run_in_child(lambda: _Trial(subject).run(range(seed, seed + seeds)), timeout=_TIMEOUT)
     except Unavailable as error:
-        return Findings(checks=(Check(name=ANSWERS, property=PROPERTIES[ANSWERS], problem=error.message),))
+        return Findings(checks=(Check(name=ANSWERS, promise=PROPERTIES[ANSWERS], problem=error.message),))
 
 
 class _Trial:
@@ -103,10 +103,11 @@ class _Trial:
             self._case(PLANS, None, lambda view=view: self._on_view(view), about=label)  # type: ignore[misc]
         self._case(CRASHES, None, self._with_every_crash)
         for seed in seeds:
-            self._case(FINISHES, seed, lambda seed=seed: self._on_any_host(random.Random(seed)))  # type: ignore[misc]  # noqa: S311 - no secret
+            dice = random.Random(seed)  # noqa: S311 - no secret
+            self._case(FINISHES, seed, lambda dice=dice: self._on_any_host(dice))  # type: ignore[misc]
         return Findings(
             checks=tuple(
-                Check(name=name, property=text, cases=self._cases[name], problem=problem, seed=seed)
+                Check(name=name, promise=text, cases=self._cases[name], problem=problem, seed=seed)
                 for name, text in PROPERTIES.items()
                 for problem, seed in [self._problems.get(name, ("", None))]
             )
@@ -116,10 +117,11 @@ class _Trial:
         """Run one case; the first problem of each property is kept."""
         if ANSWERS in self._problems:
             return  # each of the others would take as long
-        self._cases[check] += 1
         try:
             case()
+            self._cases[check] += 1
         except Fault as fault:
+            self._cases[fault.check] += 1
             self._problems.setdefault(fault.check, (f"{about}: {fault.message}" if about else fault.message, seed))
 
     def _questions(self, options: Options | None = None) -> Questions:
@@ -166,9 +168,8 @@ class _Trial:
         for number, act in enumerate(acts):
             for crash in (Mishap.CRASH_BEFORE, Mishap.CRASH_AFTER):
                 self._cases[CRASHES] += 1
-                coming = iter([*[Mishap.NONE] * number, crash])
                 world = self._world(3, self._subject.options)
-                decision = self._live(world, self._questions(), lambda _, coming=coming: next(coming, Mishap.NONE))  # type: ignore[misc]
+                decision = self._live(world, self._questions(), _once(number, crash))
                 if decision.step is not HostStep.CONVERGED:
                     what = f"{crash.value} act {number + 1}, {act.doing}"
                     raise Fault(CRASHES, f"{what}: it ends {decision.step.value}, {decision.reason}")
@@ -231,6 +232,12 @@ class _Trial:
                     break
             world.tick()
         raise Fault(FINISHES, f"neither done nor failed after {_ROUNDS * TICK:g} s: {decision.step.value}, {decision.reason}")
+
+
+def _once(number: int, mishap: Mishap) -> Callable[[Act], Mishap]:
+    """One mishap, to the act of that number."""
+    coming = iter([*[Mishap.NONE] * number, mishap])
+    return lambda _: next(coming, Mishap.NONE)
 
 
 def _dice(rng: random.Random) -> Callable[[Act], Mishap]:

@@ -1,7 +1,7 @@
 """A small model of one host, for the real planner: it shows what it knows by `observe`, and `perform` does what is asked of it.
 
 Time passes in `tick`, a quarter of a second each. An agent that crashes loses what it remembers, and nothing else. An act that no
-rule allows raises `Fault`: the rules are the core's to hold, whatever a strategy returns, and this is where they are seen to be held.
+rule allows raises `Fault`: the rules are the core's to hold, whatever a strategy returns, and here they are seen to be held.
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ class World:
     @property
     def available(self) -> set[str]:
         """Instances that serve clients now."""
-        return {
-            name for name, found in self.instances.items() if self.can_serve(name) and not found.closed and self._back(name)
-        }
+        return {name for name, found in self.instances.items() if self.can_serve(name) and not found.closed and self._back(name)}
 
     def crash(self) -> None:
         """End the agent, and start another."""
@@ -238,7 +236,9 @@ class World:
     def can_serve(self, name: str) -> bool:
         """Whether an instance is healthy."""
         found = self.instances[name]
-        return found.serves is not None and self.now - found.started >= self.start and not (found.serves == NEW and name in self.sick)
+        return (
+            found.serves is not None and self.now - found.started >= self.start and not (found.serves == NEW and name in self.sick)
+        )
 
     def _back(self, name: str) -> bool:
         """Whether clients use it again, as far as anybody can wait for that."""

@@ -1,7 +1,7 @@
 """What tests need: of deployd itself, and of plugins.
 
-For those who write plugins: the contracts as classes to inherit, views and fakes, all to be had from here. Each is imported when it is
-asked for, because pytest imports this package wherever deployd is installed.
+For those who write plugins: the contracts as classes to inherit, views and fakes, all to be had from here. Each is imported when it
+is asked for, because pytest imports this package wherever deployd is installed.
 """
 
 from __future__ import annotations

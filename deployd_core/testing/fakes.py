@@ -1,7 +1,7 @@
 """A gate, a manager and a probe that need nothing but this process: for tests of what stands on them.
 
-They are held to the same suites as the real ones. `from deployd_core.testing.fakes import *` in a single-file plugin gives them to an
-agent as ``fake``; what they know outlives the objects, as a balancer outlives an agent, in a `FakeBalancer` or `FakeProcesses`.
+They are held to the same suites as the real ones. `from deployd_core.testing.fakes import *` in a single-file plugin gives them to
+an agent as ``fake``; what they know outlives the objects, as a balancer outlives an agent, in a `FakeBalancer` or `FakeProcesses`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 
 Each test runs in a network of its own, which needs root; a gate that touches no firewall says ``own_network = False`` instead. Two
 instances run behind it, small HTTP servers on `ports`. A gate with a balancer of its own overrides `started`, to start one,
-and `client`, to come through it. `ClearingContract`, `LeaseContract`, `BypassContract`, `HoldingContract` and `CountingContract` are
-for gates that know what is closed on the whole host, open by themselves, let the probe pass, can have clients wait, and count.
+and `client`, to come through it. `ClearingContract`, `LeaseContract`, `BypassContract`, `HoldingContract`, `CountingContract`: for
+gates that know what is closed on the whole host, open by themselves, let the probe pass, can have clients wait, and count.
 """
 
 # ruff: noqa: SIM300 - expected == actual, as in all tests

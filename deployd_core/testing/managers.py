@@ -1,9 +1,9 @@
 """What every manager guarantees: inherit `ManagerContract`, say how to start yours, and pytest runs it on real processes.
 
-    class TestMyManager(ManagerContract):
-        @contextlib.contextmanager
-        def managing(self, service, directory, ports):
-            yield MyManager(MyOptions(command=service.command("{port}")))
+class TestMyManager(ManagerContract):
+    @contextlib.contextmanager
+    def managing(self, service, directory, ports):
+        yield MyManager(MyOptions(command=service.command("{port}")))
 """
 
 # ruff: noqa: SIM300 - expected == actual, as in all tests
@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from deployd_core import processes
 from deployd_core.api import ConfigError, Manager, RestartFailed, State, Status
-from deployd_core.testing.instances import eventually, free_port
+from deployd_core.testing.instances import free_port, refusal
 from deployd_core.testing.sample import SampleService
 
 KINDS = ("web", "die", "deaf")
@@ -34,7 +34,9 @@ T = TypeVar("T")
 class Bench:
     """A manager, the service whose instances it manages, and a way to see their processes from outside."""
 
-    def __init__(self, service: SampleService, manager: Manager[Any], ports: Mapping[str, int], outer_pid: Callable[[int], int]) -> None:
+    def __init__(
+        self, service: SampleService, manager: Manager[Any], ports: Mapping[str, int], outer_pid: Callable[[int], int]
+    ) -> None:
         self.service = service
         self.manager = manager
         self.outer_pid = outer_pid
@@ -158,7 +160,7 @@ class ManagerContract(ABC):
         """An instance that the manager does not know is named in a ConfigError, with what to do about it."""
         with self.started() as bench:
             for method in ("state", "start", "stop", "restart"):
-                error = _refusal(ConfigError, lambda method=method: getattr(bench.manager, method)(bench.service.call("nope@1")))  # type: ignore[misc]
+                error = refusal(ConfigError, lambda method=method: getattr(bench.manager, method)(bench.service.call("nope@1")))  # type: ignore[misc]
 
                 assert "nope@1" in error.message
                 assert error.hint
@@ -181,7 +183,7 @@ class ManagerContract(ABC):
             running = bench.serving(bench.deaf, "v1")
             _first(lambda: _ignores_termination(running.process.pid) or None, "it ignores SIGTERM")
 
-            error = _refusal(RestartFailed, lambda: bench.manager.stop(bench.service.call(bench.deaf, timeout=0.5)))
+            error = refusal(RestartFailed, lambda: bench.manager.stop(bench.service.call(bench.deaf, timeout=0.5)))
 
             assert "deaf" in error.message
 
@@ -209,23 +211,11 @@ def kill_everything_in(root: Path) -> None:
 
 def _first(look: Callable[[], T | None], what: str) -> T:
     """The first answer that is not None."""
-    found: list[T | None] = []
-    assert eventually(lambda: found.append(look()) or found[-1] is not None, 15.0), f"it did not happen in time that {what}"  # type: ignore[func-returns-value]
-    answer = found[-1]
-    assert answer is not None
-    return answer
-
-
-E = TypeVar("E", bound=Exception)
-
-
-def _refusal(kind: type[E], call: Callable[[], object]) -> E:
-    """The error that a call must end with."""
-    try:
-        call()
-    except kind as error:
-        return error
-    raise AssertionError(f"it did not raise {kind.__name__}")
+    deadline = time.monotonic() + 15.0
+    while (found := look()) is None:
+        assert time.monotonic() < deadline, f"it did not happen in time that {what}"
+        time.sleep(0.01)
+    return found
 
 
 def _ignores_termination(pid: int) -> bool:

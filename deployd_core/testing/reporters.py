@@ -1,10 +1,10 @@
 """What every reporter guarantees: inherit `ReporterContract`, say how to make yours and what has arrived, and pytest runs it.
 
-    class TestMyReporter(ReporterContract):
-        @contextlib.contextmanager
-        def started(self):
-            with Receiver() as receiver:
-                yield MyReporter(MyOptions(url=receiver.url)), lambda: receiver.names
+class TestMyReporter(ReporterContract):
+    @contextlib.contextmanager
+    def started(self):
+        with Receiver() as receiver:
+            yield MyReporter(MyOptions(url=receiver.url)), lambda: receiver.names
 """
 
 # ruff: noqa: SIM300 - expected == actual, as in all tests

@@ -95,4 +95,4 @@ class StrategyContract:
         check = checks[name]
         again = "" if check.seed is None else f" (again with DEPLOYD_SEED={check.seed})"
 
-        assert not check.problem, f"{check.property} But: {check.problem}{again}"
+        assert not check.problem, f"{check.promise} But: {check.problem}{again}"

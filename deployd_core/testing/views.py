@@ -1,7 +1,7 @@
 """Views for tests of strategies, with everything filled in that a test does not care about.
 
-    view = host_view("ready", "stale", "stale")
-    assert MyStrategy(Options()).plan(view).cycle == ("web@8002",)
+view = host_view("ready", "stale", "stale")
+assert MyStrategy(Options()).plan(view).cycle == ("web@8002",)
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ class TestSystemd(ManagerContract):
             "[Service]\nType=exec\nExecStart={command}\nWorkingDirectory={current}\nEnvironment=PWD={current}\n"
         )
         units = {
-            f"{kind}@.service": unit.format(command=" ".join(service.command("%i", kind)), current=service.current) for kind in ports
+            f"{kind}@.service": unit.format(command=" ".join(service.command("%i", kind)), current=service.current)
+            for kind in ports
         }
         with Systemd(units, shared=[directory.parent]) as self.systemd:
             yield SystemdManager(SystemdOptions(bus=self.systemd.bus))

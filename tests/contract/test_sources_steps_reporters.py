@@ -40,7 +40,7 @@ class TestHttp(SourceContract):
 
     @contextmanager
     def started(self) -> Iterator[tuple[Source[Any], Path]]:
-        with super().started() as (source, directory):
+        with super().started() as (_, directory):
             handler = functools.partial(Quiet, directory=str(directory))
             with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
                 threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()

@@ -8,7 +8,6 @@ import pytest
 
 from deployd_core.conformance.strategies import PROPERTIES, Subject, check_strategy
 from deployd_core.plugins import Implementation, Kind, Plugins
-from deployd_core.testing.views import host_view
 
 BAD = Path(__file__).parent / "plugins.d"
 SHIPPED = Plugins.load().of_kind(Kind.STRATEGY)

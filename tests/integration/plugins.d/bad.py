@@ -1,7 +1,7 @@
 """Strategies as they must not be, each under the name of its fault."""
 
 import contextlib
-import datetime
+import datetime as dt
 import os
 import random
 import threading
@@ -47,12 +47,12 @@ class NeverFinishes(Strategy[Options]):
 
 
 class Raises(Strategy[Options]):
-    """Take it that there is an instance."""
+    """Take it that the restart is under way."""
 
     name = "raises"
 
     def plan(self, view: HostView) -> Plan:
-        return Plan(cycle=(view.instances[0].name, *view.stale), why="the first one first")
+        return Plan(cycle=view.stale, why=f"{view.cycling[0]} first")
 
 
 class Sleeps(Strategy[Options]):
@@ -143,7 +143,7 @@ class ReadsTheClock(Strategy[Options]):
     name = "reads-the-clock"
 
     def plan(self, view: HostView) -> Plan:
-        hour = datetime.datetime.now(datetime.UTC).hour
+        hour = dt.datetime.now(dt.UTC).hour
         return Plan(cycle=view.stale, why="by day" if hour > 6 else "by night")
 
 
