@@ -26,12 +26,7 @@ from deployd_core.units import Duration
 @click.group(
     "strategies",
     cls=Group,
-    examples=[
-        "deployd strategies list",
-        "deployd strategies show concurrency",
-        "deployd strategies plan web",
-        "deployd strategies check concurrency",
-    ],
+    examples=["deployd strategies list", "deployd strategies show concurrency", "deployd strategies plan web"],
 )
 def command() -> None:
     """List, describe and preview restart strategies."""
