@@ -2,10 +2,12 @@
 
 Whatever a plugin raises comes out as an error of our own that names the plugin, its distribution and its version; the original
 with its traceback is the cause. Deadlines are the caller's: the engine runs each call as a task and abandons one that is late.
+Only a strategy is asked in the middle of a round: `Bound.call_within` is for that.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -58,7 +60,36 @@ class Bound(Generic[T]):
         self.plugin = plugin
         self.name = name
         self.provider = provider
+        self._late: threading.Thread | None = None
 
     def call(self, doing: str, use: Callable[[T], R]) -> R:
         """Call into it; see `call_plugin`."""
         return call_plugin(self.provider, doing, lambda: use(self.plugin))
+
+    def call_within(self, seconds: float, doing: str, use: Callable[[T], R]) -> R:
+        """Call into it on a thread of its own, and wait no longer than so many seconds.
+
+        Raises:
+            DeploydError: See `call_plugin`.
+            PluginError: It has not answered, or an earlier call of this kind still has not; the thread is left to itself.
+        """
+        if self._late is not None and self._late.is_alive():
+            raise PluginError(f"plugin {self.provider} failed {doing}: an earlier call still hangs")
+        answers: list[R] = []
+        errors: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                answers.append(self.call(doing, use))
+            except BaseException as error:  # noqa: BLE001 - carried to the caller
+                errors.append(error)
+
+        thread = threading.Thread(target=call, name=f"deployd-{self.name}", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if errors:
+            raise errors[0]
+        if not answers:
+            self._late = thread
+            raise PluginError(f"plugin {self.provider} failed {doing}: no answer within {seconds:g} s")
+        return answers[0]

@@ -29,7 +29,7 @@ from deployd_core.units import decode_unit
 
 ENTRY_POINT_GROUP = "deployd"
 OWN_DISTRIBUTION = "deployd"
-_PLUGIN_NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
+PLUGIN_NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 
 
 class Kind(Enum):
@@ -341,7 +341,7 @@ def _checked_class(kind: Kind, found: object) -> type[api.Plugin[Any]]:
         raise PluginError(f"{kind.hook} returned {what}, which does not derive from {kind.contract.__name__}")
     if found.__abstractmethods__:
         raise PluginError(f"{kind.value} {what} does not define {', '.join(sorted(found.__abstractmethods__))}")
-    if not _PLUGIN_NAME.fullmatch(getattr(found, "name", "")):
+    if not PLUGIN_NAME.fullmatch(getattr(found, "name", "")):
         raise PluginError(f"{kind.value} {what} needs a name of lower-case words joined by dashes")
     if not _first_line(found.__doc__):
         raise PluginError(f"{kind.value} {what} needs a docstring: its first line is the summary")

@@ -44,9 +44,10 @@ Options:
   -h, --help  Show this message and exit.
 
 Commands:
-  list  List the strategies that a spec can name.
-  plan  Say what the agent would do on this host now, move by move.
-  show  Describe a strategy and its options.
+  check  Try a strategy on hundreds of modelled hosts before a real one.
+  list   List the strategies that a spec can name.
+  plan   Say what the agent would do on this host now, move by move.
+  show   Describe a strategy and its options.
 """
 
 
@@ -108,7 +109,7 @@ def test_version_names_what_matters(capsys):
     ("arguments", "message"),
     [
         (["statsu"], "there is no command 'statsu'. Did you mean 'status'? known: agent, builds, "),
-        (["strategies", "lst"], "there is no command 'strategies lst'. Did you mean 'list'? known: list, plan, show"),
+        (["strategies", "lst"], "there is no command 'strategies lst'. Did you mean 'list'? known: check, list, plan, show"),
         (["strategies", "list", "--jsn"], "No such option '--jsn'"),
         (["strategies", "show"], "Missing argument 'NAME'. Try: deployd strategies show --help"),
         (["strategies", "list", "extra"], "Got unexpected extra argument (extra). Try: deployd strategies list --help"),
