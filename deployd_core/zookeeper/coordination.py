@@ -175,6 +175,7 @@ class _Service:
         return replace(self._last, queued=self.desk.place.path is not None)
 
     def take(self, snapshot: Snapshot, limit: FleetLimit, priority: int, now: datetime) -> Permit | Denied:
+        self._woken.clear()  # before asking: the end of what we are about to wait for may come before the next snapshot
         asking = Asking(snapshot=snapshot, limit=limit, priority=priority, down=bool(self._down), now=now)
         answer = self.desk.take(asking)
         if isinstance(answer, Denied) and answer.code is Denial.CHANGED:
