@@ -13,6 +13,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,7 @@ from deployd_core.api import InstanceCall, Manager, Meta, Options, Probe, ProbeO
 from deployd_core.clock import Clock, SystemClock
 from deployd_core.coordination import AgentInfo
 from deployd_core.engine import Engine
+from deployd_core.errors import Unavailable
 from deployd_core.events import Events
 from deployd_core.performing import Identity
 from deployd_core.plugins import Plugins
@@ -124,8 +126,9 @@ class LightAgent:
     def start(self, service: str) -> LightAgent:
         """Connect, and follow a service."""
         identity = Identity(host=self.host, zone=self._zone, address="127.0.0.1", owner=owner_here(self.host), version="light")
-        self.session.start(timeout=30.0)
-        self.coordination.announce(AgentInfo(host=self.host, instance=f"light:{self.host}", zone=self._zone))
+        self.session.start(timeout=None, stop=self._stop)
+        with suppress(Unavailable):  # then it is announced as soon as ZooKeeper answers
+            self.coordination.announce(AgentInfo(host=self.host, instance=f"light:{self.host}", zone=self._zone))
         self.coordination.join(service, self._zone)
         self.engine = Engine(
             service,

@@ -17,6 +17,7 @@ _CREATES = (1, 15, 19, 21)  # create, create2, createContainer, createTTL
 _DELETES = (2, 20)
 _SET = 5
 _MULTI = 14
+_ERROR = -1
 
 
 class Change(NamedTuple):
@@ -84,9 +85,11 @@ def _changes(kind: int, record: _Record) -> Iterator[Change]:
     elif kind == _SET:
         yield Change("set", record.text(), record.buffer())
     elif kind == _MULTI:
-        for _ in range(record.int()):
-            part = record.int()
-            yield from _changes(part, _Record(record.buffer()))
+        parts = [(record.int(), _Record(record.buffer())) for _ in range(record.int())]
+        # One that was refused is on record, too: what comes before the part that failed as it was asked for.
+        if all(part != _ERROR for part, _ in parts):
+            for part, inner in parts:
+                yield from _changes(part, inner)
 
 
 class _Record:

@@ -34,7 +34,8 @@ pytestmark = pytest.mark.zookeeper
 
 CHROOT = "/deployd"
 PATHS = ServicePaths("web")
-PATIENCE = 60.0
+PATIENCE = 100.0
+"""Seconds after which nothing more is expected to happen, on a machine that is busy with other things."""
 
 
 class Site:
@@ -110,7 +111,6 @@ class Site:
             while time.monotonic() < deadline:
                 fleet = self.fleet()
                 if condition(fleet):
-                    print(f"{time.monotonic():.2f} {what}")
                     return fleet
                 time.sleep(0.02)
         states = {host.host: (host.status.step, host.status.served, host.status.reason, host.alive) if host.status else None
@@ -249,7 +249,63 @@ def test_sixty_agents_keep_every_limit_while_the_leader_and_hosts_die(site: Site
 
     ledger = audit(site, limit=6, per_zone=4)
     assert [] == ledger.breaches
-    assert (60, 57) == (ledger.grants[first], ledger.grants[third])
     assert 6 == ledger.most
-    assert len(hosts) > ledger.grants[fourth] >= 2
+    assert 60 == ledger.grants[first]
+    # Who held a permit when v3 was enabled has kept it; at most the budget and all holders have begun with a bad build.
+    assert len(hosts) - 6 <= ledger.grants[third] <= len(hosts)
     assert ledger.grants[second] >= 8
+    assert 2 <= ledger.grants[fourth] <= len(hosts)
+
+
+class JumpingClock(SystemClock):
+    """A machine's clock that somebody sets."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def time(self) -> float:
+        """Seconds since the epoch, as this machine believes."""
+        return super().time() + self.ahead
+
+
+def test_a_lagging_follower_a_lost_session_and_a_clock_that_jumps_break_no_limit(site: Site) -> None:
+    """While a server stands still, a session expires in mid-restart and a clock is hours off, every limit holds and all finish."""
+    clock = JumpingClock()
+    site.apply(limit=3, per_zone=2, budget=0)
+    agents = {f"h{number:02}": site.agent(f"h{number:02}", f"z{number % 2}", clock if number == 3 else None) for number in range(12)}
+    first = site.enable("v1")
+    site.wait("on v1", lambda fleet: site.serving(fleet, "v1") == set(agents))
+
+    clock.ahead = 3 * 3600.0
+    slow = site.ensemble.followers()[0]
+    slow.pause()
+    second = site.enable("v2")
+    site.wait("begun", lambda fleet: len(site.serving(fleet, "v2")) >= 2)
+    holder = site.wait("held", lambda fleet: any(host.permit for host in fleet.hosts))
+    lost = agents[next(host.host for host in holder.hosts if host.permit)]
+    expire(site.ensemble.leader().address, lost.session)
+    clock.ahead = -3 * 3600.0
+    site.wait("on v2", lambda fleet: site.serving(fleet, "v2") == set(agents))
+    slow.resume()
+
+    third = site.enable("v3")
+    site.wait("on v3", lambda fleet: site.serving(fleet, "v3") == set(agents) and all(host.alive for host in fleet.hosts))
+
+    ledger = audit(site, limit=3, per_zone=2)
+    assert [] == ledger.breaches
+    assert 3 == ledger.most
+    assert {first: 12, second: 12, third: 12} == ledger.grants
+
+
+def expire(server: str, session: Session) -> None:
+    """End a session without its owner's knowledge, by a second connection that says it is the same."""
+    client = session._client
+    before = session.generation
+    thief = KazooClient(server, client_id=client.client_id)
+    thief.start()
+    thief.stop()
+    thief.close()
+    deadline = time.monotonic() + PATIENCE
+    while session.generation == before or session.link is not Link.CONNECTED:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
