@@ -190,7 +190,7 @@ class _Service:
         failed = not keep_failure and (self._rollout is None or self._host in self._rollout.failures)
         permits.release(self._session, self._name, self._host, status, held=held, failed=failed, was_down=self._down)
         self._down = status.down
-        self._cache.forget(path)
+        self._cache.wrote(path, there=False)
 
     def fail(self, snapshot: Snapshot, reason: str, now: datetime) -> None:
         record_failure(self._session, snapshot, reason, now)
