@@ -158,17 +158,25 @@ class Place:
         self._before, self._before_since = path, None
 
     def _create(self, data: bytes) -> str:
-        prefix = f"{self._paths.zone_queue(self._zone)}/{self._class}-"
+        queue = self._paths.zone_queue(self._zone)
+        prefix = f"{queue}/{self._class}-"
         try:
             try:
                 return self._session.create_sequential(prefix, data)
             except Refused:
-                ensure_scaffold(self._session, self._service)
-                self._session.create_if_missing(self._paths.zone_queue(self._zone))
+                # The first of its zone. Nearly always that is all that is missing, and a whole fleet may find out at once.
+                self._make(queue)
                 return self._session.create_sequential(prefix, data)
         except OutcomeUnknown:
             self._unsure = True
             raise
+
+    def _make(self, queue: str) -> None:
+        try:
+            self._session.create_if_missing(queue)
+        except Refused:
+            ensure_scaffold(self._session, self._service)
+            self._session.create_if_missing(queue)
 
     def _remove_all(self) -> None:
         """Delete what this session may have left in the queue: a second node of ours would be waited for by others."""
