@@ -63,6 +63,13 @@ def admit(request: Request) -> Granted | Denied:
     return next((denied for rule in rules if (denied := rule(request)) is not None), Granted())
 
 
+def unpromoted(policy: RolloutTable, role: Role, rollout: Rollout, build: str) -> Denied | None:
+    """The answer to a host whose build is for the canary hosts alone for now; None when it may have it."""
+    if not policy.canary_first or role is Role.CANARY or rollout.promoted == build:
+        return None
+    return Denied(code=Denial.PROMOTION, reason=f"{build} is for the canary hosts until it is promoted")
+
+
 def over_budget(rollout: Rollout, rollout_id: str, budget: Share, hosts: int) -> str:
     """Why a rollout must not go on: more of its hosts failed than the budget allows. Empty while it may."""
     failed = rollout.failed_in(rollout_id)
@@ -80,12 +87,8 @@ def impossible(policy: RolloutTable, hosts: int) -> str:
     floor = policy.min_available.at_least(hosts)
     if hosts == 0 or floor < hosts:
         return ""
-    kept = (
-        f"{policy.min_available} of {_hosts(hosts)}, rounded up, which is {floor},"
-        if policy.min_available.is_percentage
-        else f"{floor}"
-    )
-    return f"min_available keeps {kept} of {_hosts(hosts)} up, which leaves none to restart: lower it, or add hosts"
+    rounded = f" is {floor}, rounded up, which" if policy.min_available.is_percentage else ""
+    return f"min_available {policy.min_available} of {_hosts(hosts)}{rounded} leaves none to restart: lower it, or add hosts"
 
 
 def limit_now(request: Request) -> tuple[int | None, str]:
@@ -139,9 +142,7 @@ def _outside_window(request: Request) -> Denied | None:
 
 
 def _unpromoted(request: Request) -> Denied | None:
-    if not request.policy.canary_first or request.role is Role.CANARY or request.rollout.promoted == request.build:
-        return None
-    return Denied(code=Denial.PROMOTION, reason=f"{request.build} is for the canary hosts until it is promoted")
+    return unpromoted(request.policy, request.role, request.rollout, request.build)
 
 
 def _failed(request: Request) -> Denied | None:

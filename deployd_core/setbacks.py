@@ -44,6 +44,10 @@ class Setbacks:
         delay = retry_after * self._random.uniform(0.8, 1.2)
         self._setbacks[key] = Setback(reason=reason, retry_at=now + delay)
 
+    def postpone(self, key: str, until: float) -> None:
+        """Nothing is wrong, but the act is to wait."""
+        self._setbacks[key] = Setback(reason="", retry_at=until)
+
     def succeeded(self, key: str) -> None:
         """An act was done."""
         self._setbacks.pop(key, None)

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from deployd_core.admission import Granted, Request, admit
+from deployd_core.admission import Granted, Request, admit, unpromoted
 from deployd_core.coordination import Denial, Denied, HostStatus, Permit, Rollout, Snapshot, Waiter
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import RolloutTable
@@ -119,6 +119,7 @@ class Desk:
         self.place = Place(session, service, cache.watch)
         self._nonce = secrets.token_hex(8)
         self._roll_call = RollCall(session, service, cache)
+        self._holding: dict[str, datetime] = {}
         self.held = 0
         """Permits held by anybody, as of the last time that it was this host's turn to look."""
         self.hosts = 0
@@ -157,12 +158,9 @@ class Desk:
             # A node that is not there has no version to check: make it, and let the host look at it first.
             ensure_scaffold(self._session, self._service)
             return Denied(code=Denial.CHANGED, reason="the service was not complete in ZooKeeper: look again")
-        if asking.counts:
-            rank = class_of(snapshot.membership.role, down=asking.down, priority=asking.priority)
-            self.place.join(snapshot.membership.zone, rank, asking.waiter(self._nonce))
-            before = self.place.stands_behind(asking.now)
-            if before is not None:
-                return Denied(code=Denial.QUEUED, reason=f"in the queue of zone {snapshot.membership.zone}: others asked first")
+        not_yet = self._unpromoted(asking) or self._queue(asking)
+        if not_yet is not None:
+            return not_yet
         scene = self._look(asking)
         if scene is None:
             ensure_scaffold(self._session, self._service)
@@ -170,11 +168,30 @@ class Desk:
         self.held, self.hosts = len(scene.holders), scene.roll.hosts
         decision = admit(_request(asking, scene, snapshot.host))
         if isinstance(decision, Denied):
-            return decision
+            return replace(decision, stuck=self._stuck(asking, scene))
         behind = self.place.behind_us() if asking.counts else ()
         if behind is None or (asking.counts and self.place.path is None):
             return None
         return self._grant(asking, scene, self._also(asking, scene, behind))
+
+    def _queue(self, asking: Asking) -> Denied | None:
+        """Stand in the queue, if it matters who comes first; None when it is our turn."""
+        if not asking.counts:
+            return None
+        member = asking.snapshot.membership
+        rank = class_of(member.role, down=asking.down, priority=asking.priority)
+        self.place.join(member.zone, rank, asking.waiter(self._nonce))
+        if self.place.stands_behind(asking.now) is None:
+            return None
+        return Denied(code=Denial.QUEUED, reason=f"in the queue of zone {member.zone}: others asked first")
+
+    def _unpromoted(self, asking: Asking) -> Denied | None:
+        """A host of the fleet does not even queue before the canaries are done, and watches nothing but the rollout."""
+        snapshot, path = asking.snapshot, self._paths.rollout
+        if not asking.policy.canary_first or snapshot.membership.role is Role.CANARY:
+            return None
+        rollout = read_rollout(self._paths, self._cache.read((path,)), Problems(self._session))
+        return unpromoted(asking.policy, snapshot.membership.role, rollout, snapshot.enabled.build if snapshot.enabled else "")
 
     def _look(self, asking: Asking) -> _Scene | None:
         """Read what the decision depends on, and watch it; None when it is not all there."""
@@ -196,6 +213,12 @@ class Desk:
             granted_at=permits.stat.mtime,
             roll=self._roll_call.call(_percent_zone(asking)),
         )
+
+    def _stuck(self, asking: Asking, scene: _Scene) -> tuple[str, ...]:
+        """Those that have held a permit for too long; only from their names, so that looking costs nothing."""
+        self._holding = {host: self._holding.get(host, asking.now) for host in scene.holders}
+        latest = asking.now - timedelta(seconds=float(asking.policy.permit_alarm))
+        return tuple(sorted(host for host, since in self._holding.items() if since <= latest))
 
     def _also(self, asking: Asking, scene: _Scene, behind: Sequence[str]) -> list[tuple[str, Waiter]]:
         """Those behind us that there is room for, in their order and up to the first that there is none for."""
@@ -250,7 +273,7 @@ class Desk:
 def release(
     session: Session, service: str, host: str, status: HostStatus, *, held: bool, failed: bool, was_down: bool | None
 ) -> None:
-    """Give the permit back, report, and clear the host's failure, in one transaction.
+    """Give the permit back, report, and clear the host's failure if it is to go, in one transaction.
 
     Args:
         session: The connection.
