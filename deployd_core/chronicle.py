@@ -11,7 +11,8 @@ from enum import Enum
 
 from msgspec import Struct
 
-from deployd_core.coordination import HistoryEntry, Verb
+from deployd_core.coordination import Enabled, HistoryEntry, Verb
+from deployd_core.model import Role
 
 
 class Outcome(Enum):
@@ -48,6 +49,20 @@ def chronicle(entries: Sequence[HistoryEntry]) -> tuple[Chapter, ...]:
         for number, entry in enumerate(entries)
         if entry.verb is not Verb.COMPLETE
     )
+
+
+def last_completed(entries: Sequence[HistoryEntry], current: str, known: Enabled | None) -> str:
+    """The build that the fleet completed last before another; empty when there is none.
+
+    Args:
+        entries: The history, which is bounded.
+        current: The other build.
+        known: What the rollout says was completed last, which is not.
+    """
+    if known is not None and known.build != current:
+        return known.build
+    completed = [entry.build for entry in entries if entry.verb is Verb.COMPLETE and entry.role is Role.FLEET]
+    return next((build for build in reversed(completed) if build != current), "")
 
 
 def _begins(entry: HistoryEntry) -> bool:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from deployd_core.admission import impossible
 from deployd_core.advancing import bake_of
+from deployd_core.chronicle import last_completed
 from deployd_core.coordination import Freeze, HistoryEntry, Permit, Rollout, RolloutState, Verb, Waiter
 from deployd_core.errors import ConfigError, Conflict, NotFound
 from deployd_core.model import Role, check_build_id, check_digest, check_name
@@ -34,7 +35,6 @@ __all__ = [
     "fleet_status",
     "freeze",
     "history",
-    "last_completed",
     "list_permits",
     "list_services",
     "lose",
@@ -176,7 +176,7 @@ def rollback(session: Session, service: str, *, by: str, why: str = "", to: str 
     record = read_service(session, service)
     current = record.enabled.build if record.enabled else ""
     told = history(session, service)
-    to = to or last_completed(record, told)
+    to = to or last_completed(told, current, record.rollout.completed)
     if not to:
         raise Conflict(
             f"{service} has completed no build before {current or 'anything'}", hint=f"name one: deployd enable {service} BUILD"
@@ -191,15 +191,6 @@ def rollback(session: Session, service: str, *, by: str, why: str = "", to: str 
         )
     entry = HistoryEntry(verb=Verb.ROLLBACK, build=to, digest=digest, by=by, why=why, at=_at(now))
     return orders.write_enabled(session, service, entry, expect=record.fleet_rollout)
-
-
-def last_completed(record: ServiceRecord, entries: Sequence[HistoryEntry]) -> str:
-    """The build that the fleet completed last before the one that is enabled, as a rollback takes it; empty when there is none."""
-    current, known = record.enabled.build if record.enabled else "", record.rollout.completed
-    if known is not None and known.build != current:
-        return known.build
-    completed = [entry.build for entry in entries if entry.verb is Verb.COMPLETE and entry.role is Role.FLEET]
-    return next((build for build in reversed(completed) if build != current), "")
 
 
 def restart(session: Session, service: str, *, role: Role = Role.FLEET, by: str, why: str = "", now: datetime | None = None) -> str:

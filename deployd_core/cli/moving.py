@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +18,9 @@ from deployd_core.units import Duration
 if TYPE_CHECKING:
     from deployd_core.zookeeper.services import ServiceRecord
 
+_VETO_TIMEOUT = 10.0
+"""Seconds that all plugins together may take to say whether they object to a promotion."""
+
 
 @click.command(
     "promote",
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
     examples=["deployd promote web", "deployd promote web --wait", "deployd promote web --force --why 'the canary lost its disk'"],
 )
 @click.argument("service")
-@click.option("--force", is_flag=True, help="Even though a canary host is not healthy with it; needs --why.")
+@click.option("--force", is_flag=True, help="Although a canary host is not healthy with it, or a plugin objects; needs --why.")
 @wait_options
 @why_option
 @by_option
@@ -33,13 +37,15 @@ if TYPE_CHECKING:
 def promote(settings: Settings, *, service: str, force: bool, wait: bool, timeout: Duration, why: str, by: str | None) -> int:
     """Let the fleet have the build of the canary hosts.
 
-    Refused while a canary host does not serve it, is not healthy, or has no agent.
+    Refused while a canary host does not serve it, is not healthy, or has no agent; and while a plugin on this machine objects.
     """
     from deployd_core import rollouts
     from deployd_core.cli.store import connected
     from deployd_core.model import Role
 
     with connected(settings) as session:
+        if not force:
+            _ask_plugins(settings, rollouts.read_service(session, service))
         rollout = rollouts.promote(session, service, by=by or person(), why=why, force=force)
         record = rollouts.read_service(session, service)
         build = record.enabled.build if record.enabled is not None else ""
@@ -47,6 +53,28 @@ def promote(settings: Settings, *, service: str, force: bool, wait: bool, timeou
         _say_what_stops(record)
         message(f"watch it: deployd status {service} --watch; stop it: deployd pause {service}")
         return wait_for(session, service, build, rollout=rollout, role=Role.FLEET, timeout=timeout) if wait else Exit.DONE
+
+
+def _ask_plugins(settings: Settings, record: ServiceRecord) -> None:
+    """Raise when a plugin objects to the promotion, or does not say in time."""
+    from deployd_core.errors import Conflict
+    from deployd_core.performing import promotion_veto
+    from deployd_core.zookeeper.progress import unpromoted
+
+    build = unpromoted(record)
+    if build is None:
+        return
+    plugins, said = settings.plugins(), [f"no plugin may take longer than {_VETO_TIMEOUT:g} s to agree"]
+
+    def ask() -> None:
+        said[0] = promotion_veto(plugins.hook_functions, record.service, build.build)
+
+    asking = threading.Thread(target=ask, daemon=True)  # a plugin that hangs must not keep us
+    asking.start()
+    asking.join(_VETO_TIMEOUT)
+    if said[0]:
+        hint = f"deployd promote {record.service} --force --why TEXT overrides it"
+        raise Conflict(f"{build.build} is not promoted: vetoed by {said[0]}", hint=hint)
 
 
 @click.command(

@@ -37,6 +37,7 @@ def command(settings: Settings, *, service: str, host: str | None, as_json: bool
     last words of its probes. The reason of one that waits comes from the function that grants permits.
     """
     from deployd_core import rollouts
+    from deployd_core.chronicle import last_completed
     from deployd_core.cli.status import host_as_object
     from deployd_core.cli.store import connected
     from deployd_core.explaining import explain
@@ -47,7 +48,8 @@ def command(settings: Settings, *, service: str, host: str | None, as_json: bool
     with connected(settings) as session:
         fleet = rollouts.fleet_status(session, service)
         queue = rollouts.read_queue(session, service)
-        previous = rollouts.last_completed(fleet.record, rollouts.history(session, service))
+        current = fleet.record.enabled.build if fleet.record.enabled is not None else ""
+        previous = last_completed(rollouts.history(session, service), current, fleet.record.rollout.completed)
     _check_host(fleet, host)
     limit = _limit(settings, fleet)
     told = notices(fleet, now, previous=previous)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from deployd_core.chronicle import Chapter, Outcome, chronicle
-from deployd_core.coordination import HistoryEntry, Verb
+from deployd_core.chronicle import Chapter, Outcome, chronicle, last_completed
+from deployd_core.coordination import Enabled, HistoryEntry, Verb
 from deployd_core.model import Role
 
 
@@ -63,3 +63,19 @@ def test_times_that_cannot_be_read_leave_the_length_out():
     begun, done = HistoryEntry(build="v1", at="long ago"), HistoryEntry(verb=Verb.COMPLETE, build="v1", at="later")
 
     assert (Chapter(entry=begun, outcome=Outcome.COMPLETED, ended="later"),) == chronicle([begun, done])
+
+
+@pytest.mark.parametrize(
+    ("lines", "known", "build"),
+    [
+        ([], None, ""),
+        (["enable v1", "enable v2"], None, ""),
+        (["enable v1", "complete v1", "enable v2"], "v1", "v1"),
+        (["enable v1", "complete v1", "enable v2", "complete v2"], "v2", "v1"),
+        (["complete v1", "complete v2 role=canary"], None, "v1"),
+        (["complete v0", "complete v1", "complete v2"], None, "v1"),
+    ],
+)
+def test_way_back_leads_to_the_build_that_was_completed_before(lines, known, build):
+    """A rollback from v2 goes to the last other build that the whole fleet served."""
+    assert build == last_completed(history(*lines), "v2", Enabled(build=known) if known else None)
