@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deployd_core.model import Role
     from deployd_core.picture import Verdict
     from deployd_core.zookeeper.session import Session
-    from deployd_core.zookeeper.status import FleetStatus
+    from deployd_core.zookeeper.status import FleetStatus, HostEntry
 
 _SHOWN = 10
 """Hosts that are named at the end."""
@@ -46,6 +46,7 @@ def wait_for(session: Session, service: str, build: str, *, rollout: str, role: 
     """Show a rollout until it is over, and say how it ended; returns the exit code."""
     from deployd_core import rollouts
     from deployd_core.cli.progress import follow, make_view
+    from deployd_core.picture import Verdict
 
     stop = threading.Event()
     timer = threading.Timer(timeout, stop.set)
@@ -54,6 +55,8 @@ def wait_for(session: Session, service: str, build: str, *, rollout: str, role: 
     try:
         fleets = rollouts.watch_statuses(session, service, stop, every=1.0)
         verdict, seen = follow(fleets, make_view(build), rollout=rollout, role=role)
+        if verdict in (Verdict.HELD, Verdict.STUCK):
+            seen = rollouts.fleet_status(session, service)  # what ended it may have been seen by halves
     except KeyboardInterrupt:
         message(f"\nthe rollout of {build} goes on without you. Watch it: deployd status {service} --watch")
         return Exit.INTERRUPTED
@@ -66,7 +69,7 @@ def _conclude(
     verdict: Verdict, seen: FleetStatus | None, service: str, build: str, *, rollout: str, role: Role, timeout: Duration
 ) -> int:
     """Say how it ended, who lacks the build and why, and what to type."""
-    from deployd_core.picture import HostState, Verdict, entries_of, reason_of, state_of, step_of
+    from deployd_core.picture import HostState, Verdict, entries_of, state_of
 
     entries = entries_of(seen, rollout) if seen else []
     lacking = [entry for entry in entries if state_of(entry) is not HostState.CONVERGED]
@@ -76,7 +79,7 @@ def _conclude(
         click.echo(f"{number} of {service} serve {build}{excused}")
         return Exit.DONE
     for entry in lacking[:_SHOWN]:
-        message(f"  {entry.host} {step_of(entry)}: {reason_of(entry)}")
+        message(f"  {entry.host} {_in_words(entry, seen)}")
     if len(lacking) > _SHOWN:
         message(f"  and {len(lacking) - _SHOWN} more")
     if verdict is Verdict.HELD and seen is not None:
@@ -97,6 +100,17 @@ def _conclude(
     )
     message(f"deployd: error: {known} after {timeout}; the rollout goes on. Try: deployd why {service}")
     return Exit.LATE
+
+
+def _in_words(entry: HostEntry, seen: FleetStatus | None) -> str:
+    """What a host does, and why it is not done."""
+    from deployd_core.picture import reason_of, step_of
+
+    failure = seen.record.rollout.failed_in(entry.rollout_id).get(entry.host) if seen is not None else None
+    reason = reason_of(entry)
+    if failure is not None and not reason:  # it is on record before the host reports it
+        return f"failed: {' '.join(failure.reason.split())}"
+    return f"{step_of(entry)}{f': {reason}' if reason else ''}"
 
 
 def _held(seen: FleetStatus, build: str, rollout: str, role: Role) -> tuple[str, str]:

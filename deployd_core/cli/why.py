@@ -128,7 +128,7 @@ def _grouped(found: Sequence[Explanation]) -> Iterator[list[Explanation]]:
 
 
 def _notice_lines(notice: Notice, now: datetime) -> Iterator[str]:
-    yield f"{click.style(notice.code, bold=True)}: {notice.text}"
+    yield click.style(f"{notice.text[0].upper()}{notice.text[1:]}", bold=True)
     yield from _rows([*(("", _blocker(blocker, now)) for blocker in notice.blockers), ("until", _until(notice.until, now))])
     yield from _rows([("next", notice.next)])
 
@@ -140,12 +140,12 @@ def _host_lines(alike: Sequence[Explanation], now: datetime) -> Iterator[str]:
     names = ", ".join(explanation.host for explanation in alike[:_NAMED])
     names += f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
     since = f" since {one.since} ({ago(one.since, now)})" if one.since else ""
-    yield f"{click.style(names, bold=True)}:{f' {one.wanted}' if one.wanted else ''} {one.step}{since}"
-    code = f"{one.code.value}: " if one.code is not None else ""
+    code = f" ({one.code.value})" if one.code is not None else ""
+    yield f"{click.style(names, bold=True)}:{f' {one.wanted}' if one.wanted else ''} {one.step}{code}{since}"
     permit = f"held since {one.permit_since} ({ago(one.permit_since, now)})" if one.permit_since is not None else ""
     yield from _rows(
         [
-            ("reason", f"{code}{one.reason}" if code or one.reason else ""),
+            ("reason", one.reason),
             *(("", _blocker(blocker, now)) for blocker in one.blockers),
             ("until", _until(one.until, now)),
             ("queue", _places(alike)),
