@@ -91,8 +91,8 @@ def _chapter(begun: HistoryEntry, later: Sequence[HistoryEntry]) -> Chapter:
 
 
 def _follows(before: HistoryEntry, after: HistoryEntry) -> bool:
-    """Whether a rollout takes the place of another: it is of the same role. The canaries' goes on beside the fleet's."""
-    return after.role is before.role
+    """Whether a rollout takes the place of another: of the same role, or when the fleet gets the build of its canary hosts."""
+    return after.role is before.role or (before.role is Role.CANARY and after.verb is Verb.PROMOTE)
 
 
 def _ended(begun: HistoryEntry, outcome: Outcome, at: str) -> Chapter:

@@ -106,10 +106,10 @@ def _say_what_changed(before: FleetStatus, build: str, digest: str, role: Role) 
         )
     elif not hosts:
         message(f"deployd: warning: {record.service} has no host: one registers itself when its agent starts")
-    if role is Role.FLEET and record.canary is not None and record.canary.build != build:
-        message(f"its canary hosts stay on {record.canary.build}")
     if role is Role.FLEET and record.spec is not None and record.spec.rollout.canary_first:
         message(_who_goes_first(before))
+    elif role is Role.FLEET and record.canary is not None and record.canary.build != build:
+        message(f"its canary hosts stay on {record.canary.build}")
     if record.rollout.state is not RolloutState.OPEN:
         message(f"the rollout was {record.rollout.state.value}, and is open again")
     elif stopped(record):

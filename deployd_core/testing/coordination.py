@@ -99,6 +99,8 @@ class MemoryEnsemble:
         found, role = self._services[service], entry.role
         canaries_first = found.policy.canary_first and entry.verb is Verb.ENABLE
         waits = canaries_first and any(member.role is Role.CANARY for member in found.members.values())
+        if role is Role.FLEET and (found.policy.canary_first or entry.verb is Verb.PROMOTE):
+            found.enabled.pop(Role.CANARY, None)  # its hosts follow the fleet again
         found.rollout = begun(found.rollout, entry, found.now, needs_promotion=waits)
         restart = entry.verb is Verb.RESTART
         found.enabled[role] = Enabled(build=entry.build, digest=entry.digest, by=entry.by, at=entry.at, restart=restart)
@@ -131,7 +133,8 @@ class MemoryEnsemble:
         with self.lock:
             found = self._existing(service)
             build = found.unpromoted()
-            if build is not None and Role.CANARY in found.enabled:
+            fleet = found.enabled.get(Role.FLEET)
+            if build is not None and (fleet is None or fleet.build != build.build):
                 self.enable(service, build.build, build.digest, by=by, verb=Verb.PROMOTE)
             elif build is not None:
                 found.rollout = replace(found.rollout, promoted=build.build)
@@ -206,6 +209,7 @@ class MemoryEnsemble:
             found.down[status.host] = None
         elif status.host in found.down:
             del found.down[status.host]
+            self._handles[status.host].back()
             self._tell(service, found.heads)
 
     def _existing(self, service: str) -> MemoryService:
@@ -235,16 +239,17 @@ class MemoryEnsemble:
             if host in self._handles:
                 self._handles[host].changed(service)
 
-    def register(self, service: str, host: str, zone: str) -> None:
+    def register(self, service: str, host: str, zone: str, *, is_back: bool) -> None:
         """Make a host a member, if the service exists; one that comes back need not be excused any more."""
         found = self._services.get(service)
         if found is None or found.spec is None:
             return
         before = found.members.get(host)
-        if before is None or before.zone != zone or before.excused is not None:
+        excuse = None if is_back or before is None else before.excused
+        if before is None or before.zone != zone or before.excused != excuse:
             found.zones[before.zone if before else zone] -= before is not None
             found.zones[zone] += 1
-            found.members[host] = replace(before, zone=zone, excused=None) if before else Membership(zone=zone)
+            found.members[host] = replace(before, zone=zone, excused=excuse) if before else Membership(zone=zone)
             self._wrote(service, f"hosts/{host}")
 
     def read(self, service: str, host: str, zone: str) -> Snapshot:

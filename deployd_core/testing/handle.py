@@ -25,6 +25,7 @@ class MemoryCoordination:
         self._link = Link.CONNECTED
         self._zones: dict[str, str] = {}
         self._watched: set[str] = set()
+        self._is_back: set[str] = set()
         self._lost_answers: list[bool] = []
 
     @property
@@ -40,6 +41,7 @@ class MemoryCoordination:
         before, self._link = self._link, link
         with self._ensemble.lock:
             if link is Link.LOST:
+                self.back()
                 self._ensemble.went(self._host)
             elif link is Link.CONNECTED and before is Link.LOST:
                 self._ensemble.came(self._host)
@@ -53,13 +55,19 @@ class MemoryCoordination:
     def join(self, service: str, zone: str) -> None:
         """Make this host a member with the next `snapshot`."""
         self._zones[service] = zone
+        self._is_back.add(service)
+
+    def back(self) -> None:
+        """This host is back: whoever has excused it meanwhile need not any more."""
+        self._is_back.update(self._zones)
 
     def snapshot(self, service: str) -> Snapshot:
         """Read everything about a service; a later change wakes the engine once."""
         self._require_link()
         with self._ensemble.lock:
             if service in self._zones:
-                self._ensemble.register(service, self._host, self._zones[service])
+                self._ensemble.register(service, self._host, self._zones[service], is_back=service in self._is_back)
+                self._is_back.discard(service)
             self._watched.add(service)
             return self._ensemble.read(service, self._host, self._zones.get(service, "default"))
 
