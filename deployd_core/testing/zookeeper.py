@@ -344,9 +344,7 @@ class ZooKeeperEnsemble:
         peers = []
         for server in self.servers:
             server.port = next(ports)
-            peers.append(
-                f"server.{server.number}=127.0.0.1:{next(ports)}:{next(ports)}:participant;127.0.0.1:{server.port}"
-            )
+            peers.append(f"server.{server.number}=127.0.0.1:{next(ports)}:{next(ports)}:participant;127.0.0.1:{server.port}")
         for server in self.servers:
             server.peers = peers
 

@@ -113,8 +113,10 @@ class Site:
                 if condition(fleet):
                     return fleet
                 time.sleep(0.02)
-        states = {host.host: (host.status.step, host.status.served, host.status.reason, host.alive) if host.status else None
-                  for host in self.fleet().hosts}
+        states = {
+            host.host: (host.status.step, host.status.served, host.status.reason, host.alive) if host.status else None
+            for host in self.fleet().hosts
+        }
         pytest.fail(f"not {what} within {PATIENCE:g} s: {self.fleet().record.rollout} {states}")
 
     def serving(self, fleet: FleetStatus, build: str) -> set[str]:
@@ -272,7 +274,9 @@ def test_a_lagging_follower_a_lost_session_and_a_clock_that_jumps_break_no_limit
     """While a server stands still, a session expires in mid-restart and a clock is hours off, every limit holds and all finish."""
     clock = JumpingClock()
     site.apply(limit=3, per_zone=2, budget=0)
-    agents = {f"h{number:02}": site.agent(f"h{number:02}", f"z{number % 2}", clock if number == 3 else None) for number in range(12)}
+    agents = {
+        f"h{number:02}": site.agent(f"h{number:02}", f"z{number % 2}", clock if number == 3 else None) for number in range(12)
+    }
     first = site.enable("v1")
     site.wait("on v1", lambda fleet: site.serving(fleet, "v1") == set(agents))
 
