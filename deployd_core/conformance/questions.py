@@ -82,6 +82,8 @@ class Questions:
             raise Fault(PLANS, f"it names {strangers[0]!r}, which is no instance of the host: {_about(view)}")
         if not plan.why.strip() or "\n" in plan.why:
             raise Fault(PLANS, f"`why` must be one line, and is {plan.why!r}")
+        if plan.impossible:
+            return  # nothing will be done, however wide it is
         options = self._strategy.plugin.options
         count = len(view.instances)
         window, floor = getattr(options, "instances_at_once", None), getattr(options, "min_available", None)
