@@ -66,7 +66,7 @@ class Questions:
     def _ask(self, strategy: Bound[Strategy[Any]], view: HostView) -> Plan:
         before = repr(view)
         try:
-            plan = self._guard.watch(lambda: strategy.call("planning", lambda plugin: plugin.plan(view)))
+            plan = strategy.call("planning", lambda plugin: self._guard.watch(lambda: plugin.plan(view)))
             checked = check_plan(strategy, plan)
         except PluginError as error:
             raise Fault(PLANS, f"{error.message}; asked about {before if len(before) < 200 else _about(view)}") from error
