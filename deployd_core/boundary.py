@@ -8,6 +8,7 @@ Only a strategy is asked in the middle of a round: `Bound.call_within` is for th
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -33,6 +34,17 @@ class Provider(Struct, frozen=True, kw_only=True):
         return f"{self.entry} ({self.distribution} {self.version})" if self.version else f"{self.entry} ({self.origin})"
 
 
+class _Tracer:
+    """Where each call is told of; nowhere until `trace` says so."""
+
+    write: Callable[[str], None] | None = None
+
+
+def trace(write: Callable[[str], None] | None) -> None:
+    """Have every call of a plugin told in a line: how long it took, whose it was, what for, and what it raised. None ends that."""
+    _Tracer.write = write
+
+
 def call_plugin(provider: Provider, doing: str, function: Callable[[], R]) -> R:
     """Call into a plugin.
 
@@ -45,12 +57,19 @@ def call_plugin(provider: Provider, doing: str, function: Callable[[], R]) -> R:
         DeploydError: The plugin raised it on purpose.
         PluginError: The plugin raised anything else.
     """
+    began = time.perf_counter()
+    outcome = ""
     try:
         return function()
-    except DeploydError:
+    except DeploydError as error:
+        outcome = f", raised {type(error).__name__}: {error}"
         raise
     except (Exception, SystemExit) as error:
+        outcome = f", raised {type(error).__name__}: {error}"
         raise PluginError(f"plugin {provider} failed {doing}: {type(error).__name__}: {error}") from error
+    finally:
+        if _Tracer.write is not None:
+            _Tracer.write(f"{(time.perf_counter() - began) * 1000:.2f} ms: {provider} {doing}{outcome}")
 
 
 class Bound(Generic[T]):

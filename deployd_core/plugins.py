@@ -7,10 +7,12 @@ touched. (pluggy's own loader stops at the first broken distribution.) The idea 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import re
 import stat
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
@@ -331,7 +333,12 @@ def _load_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise PluginError(f"{path} is not a Python module")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # Types that are written as text (`from __future__ import annotations`) are looked up in the module of their class, by its name.
+    sys.modules[spec.name] = module
+    with contextlib.ExitStack() as undo:
+        undo.callback(sys.modules.pop, spec.name, None)
+        spec.loader.exec_module(module)
+        undo.pop_all()
     return module
 
 

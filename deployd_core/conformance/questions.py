@@ -66,7 +66,7 @@ class Questions:
     def _ask(self, strategy: Bound[Strategy[Any]], view: HostView) -> Plan:
         before = repr(view)
         try:
-            plan = self._guard.watch(lambda: strategy.call("planning", lambda plugin: plugin.plan(view)))
+            plan = strategy.call("planning", lambda plugin: self._guard.watch(lambda: plugin.plan(view)))
             checked = check_plan(strategy, plan)
         except PluginError as error:
             raise Fault(PLANS, f"{error.message}; asked about {before if len(before) < 200 else _about(view)}") from error
@@ -82,6 +82,8 @@ class Questions:
             raise Fault(PLANS, f"it names {strangers[0]!r}, which is no instance of the host: {_about(view)}")
         if not plan.why.strip() or "\n" in plan.why:
             raise Fault(PLANS, f"`why` must be one line, and is {plan.why!r}")
+        if plan.impossible:
+            return  # nothing will be done, however wide it is
         options = self._strategy.plugin.options
         count = len(view.instances)
         window, floor = getattr(options, "instances_at_once", None), getattr(options, "min_available", None)

@@ -44,12 +44,13 @@ def test_the_tests_of_every_kind_pass_untouched(kind: Kind, tmp_path: Path, run_
 
 @pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
 def test_a_single_file_is_a_plugin(kind: Kind, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file for the agent's plugin directory is listed as soon as it is written."""
+    """A file for the agent's plugin directory is listed as soon as it is written, and described."""
     assert run(["plugins", "new", "acme-thing", "--kind", kind.value, "--single-file", "--directory", str(tmp_path)]) == 0
 
     (row,) = [row for row in Plugins.load(directory=tmp_path).rows if row.name == "acme-thing"]
     assert (PluginState.OK, kind.value) == (row.state, row.kind)
     assert capsys.readouterr().out.startswith(f"{tmp_path}/acme_thing.py\n")
+    assert run(["plugins", "show", kind.value, "acme-thing", "--plugins-dir", str(tmp_path)]) == 0  # its options can be read, too
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
