@@ -1,0 +1,392 @@
+"""An agent on its virtual host: observe → plan → act, like the engine, woken by events alone.
+
+The engine looks at an instance ten times a second where something is happening; here a look happens when there is something new to
+see. What it remembers between two rounds, and what it forgets when, is what `deployd_core.engine` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deployd_core.acts import Act, TakePermit
+from deployd_core.asking import ask_strategy
+from deployd_core.config import ServiceSetup
+from deployd_core.coordination import Denial, Denied, HostStatus, Link, Permit, Snapshot
+from deployd_core.errors import DeploydError
+from deployd_core.model import HostView, Phase, Plan
+from deployd_core.observation import InstanceFacts
+from deployd_core.observing import observe
+from deployd_core.planner import Decision, HostStep, plan_host
+from deployd_core.setbacks import Setbacks
+from deployd_core.sightings import Watch
+from deployd_core.simulate import acting
+from deployd_core.simulate.faults import FaultKind
+from deployd_core.simulate.instance import NEVER, VirtualInstance
+from deployd_core.simulate.scenario import HostSetup
+
+if TYPE_CHECKING:
+    from deployd_core.simulate.world import World
+
+_PACE, _COUNTING, _DOWN = 0.25, 0.1, 1.0
+"""Seconds between two looks at an instance that gets healthy, that is drained, and that is down."""
+_TRAFFIC = 0.375
+"""Seconds between two counts of clients that come back: five of them take as long as the engine wants to see some."""
+_AGAIN = 60.0
+"""Seconds after which a host asks again without having been woken."""
+_RETRY = 1.0
+_GIVING_BACK = ("takepermit", "settle", "recordfailure")
+_WOKEN = (Denial.SLOTS_FULL, Denial.ZONE_FULL, Denial.PAUSED, Denial.HALTED, Denial.FAILED)
+"""Denials that only a change in coordination ends, so that there is no use in asking again before one."""
+
+
+class VirtualHost:
+    """A host, its agent, its disk, and its instances."""
+
+    def __init__(self, world: World, setup: HostSetup, *, served: str | None) -> None:
+        self.world = world
+        self.name = setup.name
+        self.zone = setup.zone
+        self.role = setup.role
+        # The world, which outlives the agent.
+        self.up = True
+        """The machine runs."""
+        self.alive = False
+        """The agent runs."""
+        self.life = 0
+        """Counts agents: what an earlier one began says nothing to this one."""
+        self.disk = acting.disk_with(served)
+        self.instances = [VirtualInstance(instance, served) for instance in world.setup.instances]
+        self.by_name = {instance.name: instance for instance in self.instances}
+        self.coordination = world.ensemble.coordination(self.name, self._written)
+        # What the agent knows.
+        self.snapshot: Snapshot | None = None
+        self.setup: ServiceSetup | None = None
+        self.step: HostStep | None = None
+        self.reason = ""
+        self.asleep = False
+        """It was denied a permit, and waits to be woken."""
+        self.asked_again = False
+        """It has asked again without having been woken."""
+        self.permitted = False
+        """It has had a permit."""
+        self.acts = 0
+        """Begun, by all of its agents."""
+        self.disturbed = 0
+        """Instances that deploying has taken out, and that have not been open and healthy since."""
+        self.plagues: set[FaultKind] = set()
+        """What is wrong with it from the beginning."""
+        self.dies_at: tuple[int, bool] | None = None
+        """At which of its acts its agent dies, and whether before it."""
+        self.loses: tuple[int, bool] | None = None
+        """After how many writes the answer to the next is lost, and whether that one is carried out."""
+        self.busy: dict[str, int] = {}
+        self._forget(tidy=True)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    # The life of an agent.
+
+    def start(self, *, known_for: float = 0.0) -> None:
+        """An agent starts. With `known_for` it has looked at its instances for so many seconds already."""
+        self.alive = True
+        self._forget(tidy=known_for > 0)
+        self.coordination.join(self.world.service, self.zone)
+        if self.coordination.link is not Link.CONNECTED:
+            self.coordination.link = Link.CONNECTED
+        for number, watch in enumerate(self.watches):
+            for ago in (known_for, known_for / 2) if known_for else ():
+                past = self.world.clock.now - ago
+                watch.saw(self.instances[number].sighting(past, gated=self.gated), started=past, ended=past)
+            if not known_for:
+                self._look_soon(number, 0.0)
+        self.stir()
+
+    def stop(self) -> None:
+        """The agent dies: what it knew is gone, and what it was doing is left as it is."""
+        self.alive = False
+        self.life += 1
+        self.busy.clear()
+        self.asleep = False
+        self.snapshot = None
+        self.coordination.link = Link.LOST
+
+    def _forget(self, *, tidy: bool) -> None:
+        self.owner = f"{self.name}/{self.life + 1}/1.00"
+        self.changed = True
+        self.woken_at = 0.0
+        self.aim: tuple[object, ...] = ()
+        self.epoch = 0
+        self.tidy = tidy
+        self.waits: dict[str, float] = {}
+        self.setbacks = Setbacks(self.world.rng)
+        self.watches = [Watch(instance.model) for instance in self.instances]
+        self._facts: list[InstanceFacts | None] = [None] * len(self.instances)
+        self._looks = [NEVER] * len(self.instances)
+        """When each instance is looked at next."""
+        self._shown: list[tuple[object, ...]] = [()] * len(self.instances)
+        """Of each instance, what the last round was made from."""
+        self._queued = False
+        self._due = NEVER
+
+    # Observe.
+
+    def _written(self, _service: str) -> None:
+        """Coordination says that something was written."""
+        self.world.hear(self)
+
+    def woken(self, life: int) -> None:
+        """The agent hears of it."""
+        if self.alive and life == self.life:
+            self.woken_at = self.world.clock.now
+            self.changed = True
+            self.asked_again = False
+            self.stir()
+
+    def expire(self) -> None:
+        """Its session is lost."""
+        self.coordination.link = Link.LOST
+
+    def reconnect(self, life: int) -> None:
+        """It has a new session."""
+        if self.alive and life == self.life:
+            self.coordination.link = Link.CONNECTED
+
+    def stir(self) -> None:
+        """Have it plan, after whatever else happens at this moment."""
+        if self.alive and not self._queued:
+            self._queued = True
+            self.world.agenda.after(0.0, self._round, self.life)
+
+    def stir_at(self, when: float) -> None:
+        """Have it plan at a moment at the latest."""
+        now = self.world.clock.now
+        if when < NEVER and (when < self._due or self._due <= now):
+            self._due = when
+            self.world.agenda.at(when, self._stirred, self.life)
+
+    def _stirred(self, life: int) -> None:
+        if life == self.life:
+            self.stir()
+
+    @property
+    def gated(self) -> bool:
+        """Whether instances are walked through a gate."""
+        return (self.setup or self.world.setup).drain is not None
+
+    def dirty(self, number: int) -> None:
+        """Something is known of an instance that was not known before."""
+        self._facts[number] = None
+
+    def facts(self) -> list[InstanceFacts]:
+        """What is known of each instance now."""
+        wall = self.world.clock.time()
+        known = []
+        for number, watch in enumerate(self.watches):
+            facts = self._facts[number]
+            if facts is None or facts.gate_closed:  # the rest of a lease changes all the time
+                facts = self._facts[number] = watch.facts(wall, self.owner)
+            known.append(facts)
+        return known
+
+    def _look_soon(self, number: int, seconds: float) -> None:
+        when = self.world.clock.now + seconds
+        if when < self._looks[number] or self._looks[number] <= self.world.clock.now:
+            self._looks[number] = when
+            self.world.agenda.at(when, self._look, number, self.life)
+
+    def look_again(self, number: int) -> None:
+        """Something was done to an instance: look at it at once."""
+        self.dirty(number)
+        self._look_soon(number, self.world.look_seconds(self))
+
+    def _look(self, number: int, life: int) -> None:
+        """Look at an instance; plan when that shows something new."""
+        now = self.world.clock.now
+        if life != self.life or not self.alive or self._looks[number] > now:
+            return
+        self._looks[number] = NEVER
+        instance, watch = self.instances[number], self.watches[number]
+        if f"restart:{instance.name}" in self.busy:
+            return
+        returning = self.gated and watch.opened_at is not None
+        watch.saw(instance.sighting(now, gated=returning), started=now, ended=now)
+        self.dirty(number)
+        facts = self._facts[number] = watch.facts(self.world.clock.time(), self.owner)
+        shown = self._essence(facts)
+        if shown != self._shown[number] or not facts.running:
+            self._shown[number] = shown
+            self.stir()
+        self._plan_look(number, facts)
+
+    def _essence(self, facts: InstanceFacts) -> tuple[object, ...]:
+        """What of an instance can change a plan."""
+        setup = self.setup or self.world.setup
+        probe = setup.probe_options
+        healthy = facts.streak >= probe.healthy_after
+        since, until = facts.healthy_since, facts.healthy_until
+        steady = healthy and since is not None and until is not None and until - since >= probe.stable_for
+        counted = (facts.connections is None, facts.connections.busy) if facts.connections and facts.gate_closed else None
+        lost = (facts.gate_closed, facts.gate_ours, facts.gate_lost)
+        return (facts.looked, facts.state, facts.serves, facts.lives, healthy, steady, lost, facts.quiet >= 3, counted, facts.traffic_back)
+
+    def _plan_look(self, number: int, facts: InstanceFacts) -> None:
+        """When a look at an instance will show something new."""
+        instance, watch, now = self.instances[number], self.watches[number], self.world.clock.now
+        probe = (self.setup or self.world.setup).probe_options
+        due = instance.next_change(now) - now
+        held = self.snapshot is not None and self.snapshot.permit is not None
+        if not instance.runs:
+            due = min(due, _DOWN if held and now - facts.state_since < 10 else NEVER)
+        elif facts.streak and facts.streak < probe.healthy_after:
+            due = min(due, _PACE)
+        elif watch.healthy_since is not None and facts.healthy_until is not None:
+            steady_at = watch.healthy_since + float(probe.stable_for)
+            due = min(due, steady_at - now + 1e-6 if facts.healthy_until < steady_at else NEVER)
+        if instance.closed is not None and facts.quiet < 3 and now >= instance.drained_at:
+            due = min(due, _COUNTING)
+        if self.gated and held and not facts.gate_closed and facts.opened_at is not None and not facts.traffic_back:
+            due = min(due, max(_TRAFFIC, instance.back_at - now))
+        if due < NEVER:
+            self._look_soon(number, due + (self.world.look_seconds(self) if due else 0.0))
+
+    # Plan, and act.
+
+    def _round(self, life: int) -> None:
+        """Observe, plan and act once."""
+        if life != self.life or not self.alive:
+            return
+        self._queued = False
+        now = self.world.clock.now
+        self._read(now)
+        if self.snapshot is None:
+            self.stir_at(now + _RETRY)
+            return
+        if self.setup is None:
+            self._tell(Decision(step=HostStep.BLOCKED, reason=self.snapshot.problem or "there is no spec"), self.snapshot)
+            return
+        self.world.rounds += 1
+        decision = self._decide(self.snapshot, self.setup, now)
+        self.waits = {key: self.waits.get(key, now) for key in decision.waits}
+        for act in decision.acts:
+            acting.begin(self, act, decision)
+            if life != self.life:
+                return  # it has died of it
+        self._tell(decision, self.snapshot)
+        self._wait(decision, now)
+
+    def _decide(self, snapshot: Snapshot, setup: ServiceSetup, now: float) -> Decision:
+        seen = observe(
+            snapshot,
+            setup,
+            self.disk,
+            self.facts(),
+            digest=None,
+            tidy=self.tidy,
+            busy=frozenset(self.busy),
+            setbacks=self.setbacks.by_key,
+            waits=self.waits,
+            facts={},
+            connected=self.coordination.link is Link.CONNECTED,
+            now=now,
+        )
+
+        def strategy(view: HostView) -> Plan:
+            return ask_strategy(setup.strategy, view)
+
+        return plan_host(seen, strategy)
+
+    def _read(self, now: float) -> None:
+        """Bring the snapshot up to date, and what follows from it; as `Engine` does."""
+        if not self.changed:
+            return
+        self.changed = False
+        try:
+            snapshot = self.coordination.snapshot(self.world.service)
+        except DeploydError:
+            self.changed = True
+            self.stir_at(now + _RETRY)
+            return
+        before, self.snapshot = self.snapshot, snapshot
+        self.setup = self.world.setup_of(snapshot.spec)
+        aim = (snapshot.rollout_id, snapshot.spec)
+        if aim != self.aim:
+            self.aim = aim
+            self._take_aim()
+        elif before is not None and before.failure is not None and snapshot.failure is None:
+            self._take_aim()
+        for key in _GIVING_BACK:
+            self.setbacks.lift(key)
+        self.asleep = False
+
+    def _take_aim(self) -> None:
+        self.epoch += 1
+        self.tidy = False
+        self.setbacks.clear()
+        self.waits.clear()
+        for number, watch in enumerate(self.watches):
+            watch.forget_orders()
+            self.dirty(number)
+
+    def answered(self, answer: Permit | Denied, started: float, act: TakePermit) -> None:
+        """Coordination has answered the question for a permit."""
+        now = self.world.clock.now
+        if isinstance(answer, Permit):
+            self.world.judge.granted(self, answer, act)
+            self.asked_again = False
+        elif answer.code is not Denial.CHANGED and self.woken_at < started:
+            self.setbacks.refused("takepermit", answer.reason, now, retry_after=_AGAIN)
+            self.asleep = answer.code in _WOKEN
+            return
+        self.changed = True
+
+    def ask_again(self) -> None:
+        """The net under missed watches: what the engine does every minute."""
+        self.changed = self.asked_again = True
+        self.stir()
+
+    # Report, and wait.
+
+    def _tell(self, decision: Decision, snapshot: Snapshot) -> None:
+        """Report a new step; a report that is lost is written again with the next one."""
+        self.reason = decision.reason
+        if decision.step is self.step:
+            return
+        self.step = decision.step
+        self.world.stepped(self)
+        acting.write_report(self, self.status(decision.step, snapshot))
+
+    def status(self, step: HostStep, snapshot: Snapshot) -> HostStatus:
+        """The report of a step, without its instances: nobody here reads them."""
+        served = self.instances[0].serves if self.instances else self.disk.current
+        return HostStatus(
+            host=self.name,
+            zone=self.zone,
+            role=snapshot.membership.role,
+            wanted=snapshot.enabled.build if snapshot.enabled else None,
+            served=served if all(instance.serves == served for instance in self.instances) else None,
+            step=step.value,
+            since="",
+            rollout=snapshot.rollout_id,
+            reason=self.reason,
+        )
+
+    def _wait(self, decision: Decision, now: float) -> None:
+        """Come back when something is due that no event will tell of."""
+        due = [decision.deadline] if decision.deadline is not None and decision.deadline > now else []
+        for key, setback in self.setbacks.by_key.items():
+            if now < setback.retry_at < NEVER and not (self.asleep and key == "takepermit"):
+                due.append(setback.retry_at)
+        drain = self.setup.drain if self.setup is not None else None
+        for number, view in enumerate(decision.instances):
+            facts = self._facts[number]
+            if facts is None:
+                continue
+            if drain is not None and facts.gate_closed:
+                due.append(now + max(0.01, facts.lease_left - drain.lease / 2 + 0.01))
+                if view.phase is Phase.DRAINING and facts.quiet >= 3:
+                    due.append(now + drain.settle)
+            if self._looks[number] <= now or self._looks[number] == NEVER:
+                self._plan_look(number, facts)
+        if due:
+            self.stir_at(min(due))
