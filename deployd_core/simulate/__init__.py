@@ -6,10 +6,16 @@ heap of events, and everything from a seed: the same seed gives the same trace, 
 
 ::
 
-    scenario.py   what is simulated: hosts, spec, how the world behaves        faults.py     the closed list of faults, and how they are written
-    agenda.py     virtual time                                                 injecting.py  carries faults out
-    instance.py   an instance, as it really is                                 invariants.py what must hold at every moment
-    host.py       an agent on its host: observe → plan → act                   record.py     what happened: trace, curves, timeline
-    acting.py     what acts do to a virtual host                               runner.py     one seed, many seeds, and what came of them
-    world.py      hosts, ensemble and time put together
+    scenario.py    what is simulated: hosts, spec, how the world behaves
+    faults.py      the closed list of faults, and how they are written
+    injecting.py   carries them out
+    agenda.py      virtual time
+    instance.py    an instance, as it really is
+    host.py        an agent on its host: observe → plan → act
+    acting.py      what acts do to a virtual host
+    world.py       hosts, ensemble and time put together
+    invariants.py  what must hold at every moment
+    record.py      what happened: trace, curves, timeline
+    runner.py      one seed, many seeds, and what came of them
+    picture.py     a run in characters; svg.py: the same as a drawing
 """

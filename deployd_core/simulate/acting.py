@@ -126,26 +126,15 @@ def _with_release(disk: Disk, build: Build) -> Disk:
 
 def _begin(host: VirtualHost, act: Act) -> float:
     """What is so from the first moment of an act; how many seconds it takes."""
-    times, draw = host.world.scenario.behaviour, host.world.draw
-    match act:
-        case Restart(instance=name):
-            return _begin_restart(host, host.by_name[name])
-        case CloseGate(instance=name):
-            if host.by_name[name].closed is None:
-                host.world.disturb(host, host.by_name[name])
-            return _GATE
-        case OpenGate() | CloseIdle():
-            return _GATE
-        case WarmUp():
-            return draw(times.warmup)
-        case Fetch():
-            return draw(times.fetch)
-        case Unpack():
-            return draw(times.unpack)
-        case RunStep():
-            return draw(times.step)
-        case _:
-            return draw(times.write)
+    times = host.world.scenario.behaviour
+    if isinstance(act, Restart):
+        return _begin_restart(host, host.by_name[act.instance])
+    if isinstance(act, CloseGate) and host.by_name[act.instance].closed is None:
+        host.world.disturb(host, host.by_name[act.instance])
+    if isinstance(act, CloseGate | OpenGate | CloseIdle):
+        return _GATE
+    typical = {WarmUp: times.warmup, Fetch: times.fetch, Unpack: times.unpack, RunStep: times.step}
+    return host.world.draw(typical.get(type(act), times.write))
 
 
 def _begin_restart(host: VirtualHost, instance: VirtualInstance) -> float:

@@ -1,7 +1,7 @@
 """What can be made to go wrong: a closed list, and how it is written.
 
-``crash:2@rand,reboot:1,bad-build:5%,newer-build@50%``: what, how many hosts (or which part of them), and when. When is a part of the
-hosts that have got a permit (``50%``), a time (``10m``), or left to the seed (``rand``, the default).
+``crash:2,reboot:1@rand,bad-build:5%,newer-build@50%``: what, how many hosts (or which part of them), and when. When is a part of
+the hosts that have got a permit (``50%``), a time (``10m``), or left to the seed (``rand``, the default).
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def moments(fault: Fault, hosts: int, rng: random.Random) -> list[Fault]:
     # Drawn even when nobody needs it, so that the rest of the run does not change with how a moment is written.
     drawn = [rng.random() for _ in range(times)]
     return [
-        Fault(kind=fault.kind, progress=fault.progress if set_already else part, at=fault.at if set_already else None) for part in drawn
+        Fault(kind=fault.kind, progress=fault.progress if set_already else part, at=fault.at if set_already else None)
+        for part in drawn
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deployd_core.acts import Act, TakePermit
+from deployd_core.acts import TakePermit
 from deployd_core.asking import ask_strategy
 from deployd_core.config import ServiceSetup
 from deployd_core.coordination import Denial, Denied, HostStatus, Link, Permit, Snapshot
@@ -61,7 +61,6 @@ class VirtualHost:
         # What the agent knows.
         self.snapshot: Snapshot | None = None
         self.setup: ServiceSetup | None = None
-        self.step: HostStep | None = None
         self.reason = ""
         self.asleep = False
         """It was denied a permit, and waits to be woken."""
@@ -113,6 +112,7 @@ class VirtualHost:
 
     def _forget(self, *, tidy: bool) -> None:
         self.owner = f"{self.name}/{self.life + 1}/1.00"
+        self.step: HostStep | None = None
         self.changed = True
         self.woken_at = 0.0
         self.aim: tuple[object, ...] = ()
@@ -228,7 +228,18 @@ class VirtualHost:
         steady = healthy and since is not None and until is not None and until - since >= probe.stable_for
         counted = (facts.connections is None, facts.connections.busy) if facts.connections and facts.gate_closed else None
         lost = (facts.gate_closed, facts.gate_ours, facts.gate_lost)
-        return (facts.looked, facts.state, facts.serves, facts.lives, healthy, steady, lost, facts.quiet >= 3, counted, facts.traffic_back)
+        return (
+            facts.looked,
+            facts.state,
+            facts.serves,
+            facts.lives,
+            healthy,
+            steady,
+            lost,
+            facts.quiet >= 3,
+            counted,
+            facts.traffic_back,
+        )
 
     def _plan_look(self, number: int, facts: InstanceFacts) -> None:
         """When a look at an instance will show something new."""

@@ -128,5 +128,9 @@ class Judge:
             return 0
         setup = host.setup or self._world.setup
         written = getattr(setup.strategy.plugin.options, "min_available", None)
-        floors = (setup.spec.instances.min_available, decision.plan.min_available, written if isinstance(written, Share) else Share(0))
+        floors = (
+            setup.spec.instances.min_available,
+            decision.plan.min_available,
+            written if isinstance(written, Share) else Share(0),
+        )
         return max(floor.at_least(count) for floor in floors)

@@ -86,7 +86,8 @@ def roster(hosts: int, zones: int) -> tuple[HostSetup, ...]:
     if hosts < 1 or not 1 <= zones <= hosts:
         raise ConfigError(f"{hosts} hosts in {zones} zones make no fleet", hint="give at least one host a zone")
     width = len(str(hosts))
-    return tuple(HostSetup(name=f"host-{number:0{width}}", zone=f"zone-{_letters(number % zones)}") for number in range(1, hosts + 1))
+    numbers = range(1, hosts + 1)
+    return tuple(HostSetup(name=f"host-{number:0{width}}", zone=f"zone-{_letters((number - 1) % zones)}") for number in numbers)
 
 
 def spec_for(strategy: str, options: Mapping[str, Any], instances: int) -> ServiceSpec:
@@ -115,11 +116,12 @@ def set_up_virtual(spec: ServiceSpec, service: str, plugins: Plugins) -> Service
     if spec.source:
         return set_up(spec, service, plugins)
     restart = spec.restart
+    nowhere = Provider(entry="virtual", distribution="deployd", version="", origin=__name__)
     return ServiceSetup(
         spec=spec,
         instances=spec.instances_of(service),
         strategy=plugins.make(Kind.STRATEGY, restart.strategy, restart.options, where=f"strategy {restart.strategy}"),
-        source=Bound(_NoSource(Options()), "virtual", Provider(entry="virtual", distribution="deployd", version="", origin=__name__)),
+        source=Bound(_NoSource(Options()), "virtual", nowhere),
         steps=(),
         step_markers=(),
         manager=None,

@@ -26,7 +26,7 @@ from deployd_core.testing.coordination import MemoryEnsemble
 _LOOK, _SLOW_LOOK, _LATE = 0.02, 2.0, 30.0
 _EXPIRED_FOR = 5.0
 _NET = 120.0
-"""Seconds without progress after which whoever waits asks again: the engine does every minute, whether there is use in it or not."""
+"""Seconds without progress after which whoever waits asks again: the engine does every minute, needed or not."""
 _PATIENCE = 3600.0
 """Seconds without progress after which nothing is expected any more; more when the spec itself lets things take longer."""
 
@@ -262,5 +262,3 @@ class World:
         for host in self.hosts:
             if host.alive and host.asleep:
                 host.ask_again()
-
-
