@@ -85,7 +85,7 @@ def make_scenario(settings: Settings, wish: Wish) -> Scenario:
     from deployd_core.simulate.scenario import Behaviour, Scenario, roster, set_up_virtual, spec_for, with_strategy
 
     plugins, options = settings.plugins(), _options(wish.options)
-    before, hosts = "v1", ()
+    before, hosts = "v1", roster(wish.hosts, min(wish.zones, wish.hosts))
     if wish.service:
         spec, hosts, before = _read_service(settings, wish.service)
     elif wish.spec_file is not None:
@@ -95,7 +95,7 @@ def make_scenario(settings: Settings, wish: Wish) -> Scenario:
     scenario = Scenario(
         service=wish.service or "web",
         spec=with_strategy(spec, wish.strategy, options),
-        hosts=hosts or roster(wish.hosts, wish.zones),
+        hosts=hosts,
         behaviour=Behaviour(start=float(wish.start)),
         faults=parse_faults(wish.faults),
         before=before,

@@ -131,14 +131,12 @@ def plan(settings: Settings, *, service: str, build: str, spec_file: Path | None
 @click.option("--seeds", type=click.IntRange(1, 1_000_000), default=1, show_default=True, metavar="N", help="How many runs.")
 @click.option("--seed", type=int, default=1, show_default=True, metavar="S", help="The seed of the first run.")
 @click.option("--svg", metavar="FILE", type=click.Path(path_type=Path), help="Write the picture to a file.")
-@click.option(
-    "--trace", metavar="FILE", type=click.Path(path_type=Path), help="Write every act of the run that is shown to a file."
-)
+@click.option("--trace", metavar="FILE", type=click.Path(path_type=Path), help="Write every act of the shown run to a file.")
 @json_option
 @zookeeper_options
 @pass_settings
 def simulate(
-    settings: Settings, *, name: str, as_json: bool, svg: Path | None, trace: Path | None, spec_file: Path | None, **wishes: Any
+    settings: Settings, /, *, name: str, as_json: bool, svg: Path | None, trace: Path | None, spec_file: Path | None, **wishes: Any
 ) -> int:
     """Run a strategy over a virtual fleet in virtual time: how long, how much capacity, which rules break.
 
