@@ -47,7 +47,7 @@ def observe(
         connected=connected,
         permit=PermitView(held=snapshot.permit is not None, token=snapshot.permit.token if snapshot.permit else 0),
         fleet=FleetView(
-            hosts=snapshot.hosts, permits=len(snapshot.permits), failed=len(snapshot.rollout.failed_in(snapshot.rollout_id))
+            hosts=snapshot.hosts, permits=snapshot.permits, failed=len(snapshot.rollout.failed_in(snapshot.rollout_id))
         ),
         failure=snapshot.failure.reason if snapshot.failure else None,
         busy=busy,

@@ -37,6 +37,8 @@ class Stat(NamedTuple):
     version: int
     owner: int
     children: int
+    mtime: float
+    """When it was last written, by ZooKeeper's clock: seconds since the epoch."""
 
 
 class Node(NamedTuple):

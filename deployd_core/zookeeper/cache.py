@@ -27,6 +27,8 @@ class NodeCache:
         self._node_marks = _Marks()
         self._children_marks = _Marks()
         self._generation = -1
+        self.readings = 0
+        """Grows with everything that is read anew: what was made of an earlier reading may not hold."""
         # One object for every watch: kazoo keeps watches in sets, so that arming the same one twice is arming it once.
         self.watch = self._fired
 
@@ -48,6 +50,7 @@ class NodeCache:
                 raise
             with self._lock:
                 self._nodes.update({path: (generation, node) for path, node in fresh.items()})
+                self.readings += 1
         return {path: self._nodes[path][1] for path in wanted}
 
     def children(self, path: str) -> Children | None:
@@ -63,10 +66,10 @@ class NodeCache:
                 self._children[path] = (generation, fresh)
         return self._children[path][1]
 
-    def forget(self) -> None:
-        """Read everything again next time."""
+    def forget(self, path: str | None = None) -> None:
+        """Read a node, and what is below it, or (None) everything again next time."""
         with self._lock:
-            self._fire(None)
+            self._fire(path)
 
     def _claim(self, paths: list[str], known: Mapping[str, tuple[int, object]], marks: _Marks) -> tuple[int, list[str]]:
         # The marks go before the reading begins: a watch that fires during it marks the node again.

@@ -243,6 +243,15 @@ class Session:
         """
         self._write(path, lambda: self._client.create_async(path, data, ephemeral=ephemeral))
 
+    def create_sequential(self, prefix: str, data: bytes) -> str:
+        """Create an ephemeral node whose name ZooKeeper ends with the next number of its parent; returns its path.
+
+        Raises:
+            Refused: Its parent does not exist.
+        """
+        created = self._write(prefix, lambda: self._client.create_async(prefix, data, ephemeral=True, sequence=True))
+        return str(created)
+
     def create_if_missing(self, path: str, data: bytes = b"") -> bool:
         """Create a node unless it exists; returns whether it did."""
         try:
@@ -372,4 +381,5 @@ def _stat(stat: Any) -> Stat:
         version=stat.version,
         owner=stat.ephemeralOwner or 0,
         children=stat.numChildren,
+        mtime=stat.mtime / 1000,
     )
