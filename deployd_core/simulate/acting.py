@@ -184,7 +184,6 @@ def _end(host: VirtualHost, task: Task, number: int) -> None:
     if error is None:
         world.progressed(host, act, value)
     _learn(host, task, value, error)
-    host.stir()
 
 
 def _perform(host: VirtualHost, task: Task) -> Any:
@@ -192,8 +191,8 @@ def _perform(host: VirtualHost, task: Task) -> Any:
     if isinstance(act, _WRITES):
         _lose(host)
     match act:
-        case TakePermit(limit=limit):
-            return coordination.take_permit(snapshot, limit)
+        case TakePermit(limit=limit, priority=priority):
+            return coordination.take_permit(snapshot, limit, priority=priority)
         case RecordFailure(reason=reason):
             return coordination.record_failure(snapshot, reason)
         case Settle():
@@ -308,17 +307,22 @@ def _learn(host: VirtualHost, task: Task, value: Any, error: DeploydError | None
     if isinstance(act, Tidy):
         host.tidy = True
     if task.epoch != host.epoch:
+        host.stir()
         return
     if error is not None:
         host.setbacks.failed(act.key, error, now)
+        host.stir()
         return
     host.setbacks.succeeded(act.key)
+    if isinstance(act, TakePermit):
+        host.answered(value, task.started, act)
+        return
     if isinstance(act, Settle):
         host.tidy = False
-    elif isinstance(act, TakePermit):
-        host.answered(value, task.started, act)
     elif isinstance(act, RecordFailure):
         host.changed = True
+    if not isinstance(act, Restart):  # the look that follows at once says more
+        host.stir()
 
 
 def _learn_of_instance(host: VirtualHost, act: InstanceAct, value: Any, error: DeploydError | None) -> None:

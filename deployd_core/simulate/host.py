@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from deployd_core.acts import TakePermit
 from deployd_core.asking import ask_strategy
 from deployd_core.config import ServiceSetup
@@ -34,8 +36,18 @@ _TRAFFIC = 0.375
 _AGAIN = 60.0
 """Seconds after which a host asks again without having been woken."""
 _RETRY = 1.0
+_READ = ("rollout_id", "spec", "enabled", "permit", "hosts", "permits", "membership")
 _GIVING_BACK = ("takepermit", "settle", "recordfailure")
-_WOKEN = (Denial.SLOTS_FULL, Denial.ZONE_FULL, Denial.PAUSED, Denial.HALTED, Denial.FAILED)
+_WOKEN = (
+    Denial.SLOTS_FULL,
+    Denial.CAPACITY,
+    Denial.ZONE_FULL,
+    Denial.QUEUED,
+    Denial.PAUSED,
+    Denial.HALTED,
+    Denial.FAILED,
+    Denial.PROMOTION,
+)
 """Denials that only a change in coordination ends, so that there is no use in asking again before one."""
 
 
@@ -127,6 +139,10 @@ class VirtualHost:
         self._shown: list[tuple[object, ...]] = [()] * len(self.instances)
         """Of each instance, what the last round was made from."""
         self._queued = False
+        self.full_at: int | None = None
+        """So many permits were held when it was told that these are too many."""
+        self._news = True
+        """Something has happened since it last planned."""
         self._due = NEVER
 
     # Observe.
@@ -141,7 +157,8 @@ class VirtualHost:
             self.woken_at = self.world.clock.now
             self.changed = True
             self.asked_again = False
-            self.stir()
+            # Whoever waits asks again when woken; for others there may be nothing new in it, such as their own writes.
+            self.stir(news=bool(self.setbacks.by_key) and self.full_at is None)
 
     def expire(self) -> None:
         """Its session is lost."""
@@ -152,8 +169,9 @@ class VirtualHost:
         if self.alive and life == self.life:
             self.coordination.link = Link.CONNECTED
 
-    def stir(self) -> None:
-        """Have it plan, after whatever else happens at this moment."""
+    def stir(self, *, news: bool = True) -> None:
+        """Have it plan, after whatever else happens at this moment; without `news` only if coordination says something new."""
+        self._news = self._news or news
         if self.alive and not self._queued:
             self._queued = True
             self.world.agenda.after(0.0, self._round, self.life)
@@ -268,8 +286,13 @@ class VirtualHost:
         if life != self.life or not self.alive:
             return
         self._queued = False
-        now = self.world.clock.now
+        now, before = self.world.clock.now, self.snapshot
         self._read(now)
+        if not self._news and _same(before, self.snapshot):
+            return
+        if not self._news and self._still_full(before):
+            return
+        self._news = False
         if self.snapshot is None:
             self.stir_at(now + _RETRY)
             return
@@ -326,9 +349,17 @@ class VirtualHost:
             self._take_aim()
         elif before is not None and before.failure is not None and snapshot.failure is None:
             self._take_aim()
-        for key in _GIVING_BACK:
-            self.setbacks.lift(key)
-        self.asleep = False
+        if not (self.asleep and self._still_full(before)):
+            self.asleep, self.full_at = False, None
+            for key in _GIVING_BACK:
+                self.setbacks.lift(key)
+
+    def _still_full(self, before: Snapshot | None) -> bool:
+        """Whether there is no use in asking again, since not one permit has come back. (The engine does ask, in vain.)"""
+        after = self.snapshot
+        if self.full_at is None or before is None or after is None or after.permits < self.full_at:
+            return False
+        return _same(before, replace(after, permits=before.permits))
 
     def _take_aim(self) -> None:
         self.epoch += 1
@@ -348,12 +379,18 @@ class VirtualHost:
         elif answer.code is not Denial.CHANGED and self.woken_at < started:
             self.setbacks.refused("takepermit", answer.reason, now, retry_after=_AGAIN)
             self.asleep = answer.code in _WOKEN
-            return
-        self.changed = True
+            self.reason = answer.reason
+            self.full_at = len(answer.blockers) if answer.code is Denial.SLOTS_FULL else None
+            if self.asleep:
+                return  # a plan made of that says what the last one said
+        else:
+            self.changed = True
+        self.stir()
 
     def ask_again(self) -> None:
         """The net under missed watches: what the engine does every minute."""
         self.changed = self.asked_again = True
+        self.full_at = None
         self.stir()
 
     # Report, and wait.
@@ -397,7 +434,15 @@ class VirtualHost:
                 due.append(now + max(0.01, facts.lease_left - drain.lease / 2 + 0.01))
                 if view.phase is Phase.DRAINING and facts.quiet >= 3:
                     due.append(now + drain.settle)
-            if self._looks[number] <= now or self._looks[number] == NEVER:
+            moving = view.phase.in_cycle or drain is not None
+            if moving and (self._looks[number] <= now or self._looks[number] == NEVER):
                 self._plan_look(number, facts)
         if due:
             self.stir_at(min(due))
+
+
+def _same(before: Snapshot | None, after: Snapshot | None) -> bool:
+    """Whether two readings give one plan: whatever else was written is nothing to a host."""
+    if before is None or after is None:
+        return before is after
+    return all(getattr(before, name) == getattr(after, name) for name in _READ) and before.failure == after.failure
