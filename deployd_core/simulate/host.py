@@ -376,6 +376,7 @@ class VirtualHost:
         if isinstance(answer, Permit):
             self.world.judge.granted(self, answer, act)
             self.asked_again = False
+            self.changed = True
         elif answer.code is not Denial.CHANGED and self.woken_at < started:
             self.setbacks.refused("takepermit", answer.reason, now, retry_after=_AGAIN)
             self.asleep = answer.code in _WOKEN
