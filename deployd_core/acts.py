@@ -89,12 +89,14 @@ class TakePermit(Act, frozen=True):
 
 
 class Flip(Act, frozen=True):
-    """Point `current` at the release."""
+    """Point `current` at the release of a build."""
+
+    build: str
 
     @property
     def doing(self) -> str:
         """For a person."""
-        return "flipping current to the release"
+        return f"flipping current to {self.build}"
 
 
 class InstanceAct(Act, frozen=True):
@@ -158,7 +160,11 @@ class WarmUp(InstanceAct, frozen=True):
 
 
 class Settle(Act, frozen=True):
-    """Mark the release as good, and give the permit back with the report."""
+    """Mark the release of a build as good, and give the permit back with the report."""
+
+    build: str
+    failed: str = ""
+    """Why the wanted build is not the one that is served: the failure stays on record. Empty when it is."""
 
     @property
     def doing(self) -> str:

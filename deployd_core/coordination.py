@@ -217,11 +217,11 @@ class HostStatus(Struct, frozen=True, kw_only=True):
     """What the step waits for, or why it failed."""
     deadline: str | None = None
     last_error: str = ""
+    down: bool = False
+    """An instance of this host cannot serve, and that is not the doing of a restart that goes well."""
     instances: tuple[InstanceStatus, ...] = ()
     agent: str = ""
     """Version of the agent."""
-    down: bool = False
-    """An instance of this host cannot serve, and that is not the doing of a restart that goes well."""
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
@@ -321,8 +321,11 @@ class Coordination(Protocol):
         """Stand in the queue no longer: nothing is to be restarted here for now."""
         ...
 
-    def release_permit(self, snapshot: Snapshot, status: HostStatus) -> None:
-        """Give the permit back and report in one transaction; without a permit only report. Clears this host's failure."""
+    def release_permit(self, snapshot: Snapshot, status: HostStatus, *, keep_failure: bool = False) -> None:
+        """Give the permit back and report in one transaction; without a permit only report.
+
+        Clears this host's failure, unless it is to be kept: the host serves well again, but not what is wanted.
+        """
         ...
 
     def record_failure(self, snapshot: Snapshot, reason: str) -> None:

@@ -86,7 +86,9 @@ def waiting(seen: Observation, shown: tuple[InstanceView, ...], *, draining: boo
     keys = {_wait_key(view.phase, view.name) for view in shown if view.phase not in apart}
     # A restart that is tried again begins no new wait for health: what cannot start must not get a new deadline each time.
     again = {_wait_key(Phase.WARMING, view.name) for view in shown if view.phase is Phase.RESTARTING}
-    return frozenset(keys | (again & seen.waits.keys()))
+    # While its manager is away nothing can be held against an instance: its time begins when the manager is back.
+    paused = {_wait_key(Phase.WARMING, facts.name) for facts in seen.instances if _environment(facts, seen)}
+    return frozenset((keys | (again & seen.waits.keys())) - paused)
 
 
 def impossible(wish: Plan, rules: Rules, count: int) -> str:
@@ -113,14 +115,16 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
             continue
         act = _next_move(facts, view, seen, wish)
         setback = seen.setbacks.get(act.key) if act else None
-        failure = _failure(facts, view, seen, setback)
+        manager_away = view.phase is Phase.WARMING and _environment(facts, seen)
+        failure = "" if manager_away else _failure(facts, view, seen, setback)
         if failure:
             failures.append(failure)
         elif act is not None and _may(act, seen):
             acts.append(act)
         if not isinstance(act, CloseGate | OpenGate):
             acts += renewal(facts, seen)
-        deadlines.append(_deadline(facts, view, seen.rules))
+        if not manager_away:
+            deadlines.append(_deadline(facts, view, seen.rules))
         reasons.append(_waiting_for(facts, view, seen, setback))
     waits = _drain_waits(seen, shown)
     if failures:
@@ -128,7 +132,7 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
     entering, held_back = _enter(seen, shown, wish) if seen.connected else ([], "ZooKeeper does not answer")
     acts += [entry for name in entering if _may(entry := _entry(name, wish, seen.rules), seen)]
     if reasons:
-        return Moves(acts=tuple(acts), reason="; ".join(reasons), deadline=min(deadlines), waits=waits)
+        return Moves(acts=tuple(acts), reason="; ".join(reasons), deadline=min(deadlines, default=None), waits=waits)
     return _stalled(seen, tuple(acts), held_back or wish.why, waits)
 
 
@@ -314,6 +318,12 @@ def _drain_waits(seen: Observation, shown: tuple[InstanceView, ...]) -> frozense
     return frozenset(closed | (trying & seen.waits.keys()))
 
 
+def _environment(facts: InstanceFacts, seen: Observation) -> bool:
+    """Whether the world around an instance is what it waits for: its manager cannot be asked. That is retried, and no failure."""
+    setback = seen.setbacks.get(Restart(instance=facts.name).key)
+    return facts.manager_away or (setback is not None and setback.environment and facts.serves != seen.build)
+
+
 def _is_down(facts: InstanceFacts, seen: Observation) -> bool:
     """Whether an instance is down to stay: for a moment it may be down between two tries of its manager, or before its pid file."""
     down = facts.looked and not facts.running and facts.state in (State.FAILED, State.STOPPED)
@@ -358,8 +368,8 @@ def _entry(name: str, wish: Plan, rules: Rules) -> InstanceAct:
 
 def _stalled(seen: Observation, acts: tuple[Act, ...], reason: str, waits: frozenset[str]) -> Moves:
     """Nothing is in the cycle yet: a wait like any other, with an end, however often somebody tries to enter."""
-    if not seen.connected:
-        return Moves(reason=reason, waits=waits)
+    if not seen.connected or any(_environment(facts, seen) for facts in seen.instances):
+        return Moves(acts=acts, reason=reason, waits=waits)
     deadline = seen.waits.get("stalled", seen.now) + seen.rules.healthy_timeout
     waits |= {"stalled"}
     if seen.now >= deadline:

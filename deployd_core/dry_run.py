@@ -168,12 +168,14 @@ class _Host:
                 changes = self._stage(act)
             case TakePermit():
                 changes = {"permit": PermitView(held=True)}
-            case Flip():
-                changes = {"current": seen.build}
-            case Settle():
-                changes = {"permit": PermitView(), "good": True, "failure": None}
+            case Flip(build=build):
+                changes = {"current": build}
+                for name in self._facts:
+                    self._change(name, ordered=False)
+            case Settle(failed=failed):
+                changes = {"permit": PermitView(), "good": not failed, "failure": seen.failure if failed else None}
             case RecordFailure(reason=reason):
-                changes = {"failure": reason}
+                changes = {"failure": reason, "waits": {}}
             case _:
                 changes = {"tidy": True}
         self._seen = msgspec.structs.replace(seen, **changes)

@@ -164,8 +164,8 @@ class Engine:
         if aim != self._aim:
             self._aim = aim
             self._take_aim()
-        elif before is not None and before.failure is not None and snapshot.failure is None:
-            self._take_aim()  # somebody wants it tried again
+        elif before is not None and (before.failure is None) != (snapshot.failure is None):
+            self._take_aim()  # it goes back to its last good build, or somebody wants it tried again
         for key in _GIVING_BACK:
             self._setbacks.lift(key)
 
@@ -268,7 +268,6 @@ class Engine:
 
     def _scene(self, decision: Decision, snapshot: Snapshot, setup: ServiceSetup, disk: Disk) -> Scene:
         digest = pinned_digest(snapshot, disk, self._digest)
-        converged = Decision(step=HostStep.CONVERGED, instances=decision.instances)
         return Scene(
             service=self.service,
             host=self._identity.host,
@@ -281,7 +280,7 @@ class Engine:
             build=Build(id=snapshot.enabled.build, digest=digest) if snapshot.enabled and digest else None,
             current=disk.current,
             running=self._looking.served,
-            converged_status=self._status(converged, snapshot),
+            settled_status=self._status(decision.settled, snapshot),
             cancel=self._cancel,
         )
 
@@ -305,6 +304,8 @@ class Engine:
         if kind in _CHANGES_DISK:
             self._look_at_disk()
             self._progress = None
+        if kind == "flip":
+            self._looking.forget_orders()  # they were for what `current` was before
         if kind == "restart":
             self._looking.restarted(name, now)
         if kind != "restart" and error is None:

@@ -32,6 +32,8 @@ class Rules(Struct, frozen=True, kw_only=True):
     healthy_timeout: float = 300.0
     restart_timeout: float = 0.0
     min_available: Share = Share(0)
+    revert: bool = True
+    """Whether a host goes back to its last good release when the wanted one has failed on it."""
 
 
 class InstanceFacts(Struct, frozen=True, kw_only=True):
@@ -55,6 +57,8 @@ class InstanceFacts(Struct, frozen=True, kw_only=True):
     """Processes that it was seen with since it was last restarted."""
     state_since: float = 0.0
     """Since when every look found this very process, or none, in this state."""
+    manager_away: bool = False
+    """Its manager could not be asked, which is no word about the instance."""
     reason: str = ""
     """The last word of the probe or the manager."""
     evidence: str = ""
@@ -91,6 +95,8 @@ class Setback(Struct, frozen=True, kw_only=True):
     retry_at: float
     blocking: bool = False
     """A person must change something; what is wrong on this host itself may be mended without a word, so it is tried again."""
+    environment: bool = False
+    """Something outside was not there: that is no fault of the build."""
 
 
 class Staging(Struct, frozen=True, kw_only=True):
@@ -122,6 +128,8 @@ class Observation(Struct, frozen=True, kw_only=True):
     flip_problem: str = ""
     good: bool = False
     """The wanted build is marked as the last good one."""
+    last_good: str | None = None
+    """The newest build that served well here, is not the wanted one, and can be flipped to at once; None when there is none."""
     tidy: bool = True
     """Releases that nobody needs have been removed since the last deploy."""
     instances: tuple[InstanceFacts, ...] = ()

@@ -9,6 +9,7 @@ from deployd_core.coordination import Snapshot
 from deployd_core.model import FleetView, PermitView
 from deployd_core.observation import Drain, InstanceFacts, Observation, Rules, Setback, Staging
 from deployd_core.releases import Disk
+from deployd_core.spec import OnHostFailure
 
 
 def observe(
@@ -42,6 +43,7 @@ def observe(
         flip_problem=disk.problem,
         tidy=tidy,
         good=build is not None and disk.good[:1] == (build,),
+        last_good=_last_good(build, disk, setup.step_markers),
         instances=tuple(instances),
         rules=rules_of(setup),
         connected=connected,
@@ -77,7 +79,21 @@ def rules_of(setup: ServiceSetup) -> Rules:
         healthy_timeout=float(table.healthy_timeout),
         restart_timeout=float(table.restart_timeout),
         min_available=table.min_available,
+        revert=setup.spec.rollout.on_host_failure is OnHostFailure.REVERT,
     )
+
+
+def _last_good(build: str | None, disk: Disk, steps: tuple[str, ...]) -> str | None:
+    """What a host goes back to when `build` fails on it."""
+    return next((good for good in disk.good if good != build and _complete(good, disk, steps)), None)
+
+
+def _complete(build: str, disk: Disk, steps: tuple[str, ...]) -> bool:
+    """Whether a release can be flipped to at once: its steps have run, if not those of this spec then those of its own time."""
+    release = disk.releases.get(build)
+    if release is None:
+        return False
+    return release.steps.issuperset(steps) or any(flip.build == build and flip.at >= release.published_at for flip in disk.flips)
 
 
 def _drain_of(setup: ServiceSetup) -> Drain | None:

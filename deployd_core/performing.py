@@ -76,7 +76,7 @@ class Scene(Struct, frozen=True, kw_only=True):
     current: str | None
     running: frozenset[str]
     """Builds that some instance still serves."""
-    converged_status: HostStatus
+    settled_status: HostStatus
     """The report that goes with giving the permit back."""
     cancel: threading.Event
     """Set when another build is wanted, or the agent stops: long transfers end."""
@@ -114,12 +114,15 @@ class Performer:
         self._vetoes = vetoes
         self._progress = progress
         self._clock = clock
-        self._simple: dict[type[Act], Callable[[Scene], Any]] = {
+        self._performers: dict[type[Act], Callable[[Any, Scene], Any]] = {
             Resolve: self._resolve,
             Fetch: self._fetch,
-            Unpack: lambda scene: store.unpack(_pinned(scene), stop=scene.cancel),
-            Flip: lambda scene: store.flip(_pinned(scene).id),
+            Unpack: lambda _, scene: store.unpack(_pinned(scene), stop=scene.cancel),
+            RunStep: self._run_step,
+            TakePermit: self._take_permit,
+            Flip: lambda act, _: store.flip(act.build),
             Settle: self._settle,
+            RecordFailure: lambda act, scene: coordination.record_failure(scene.snapshot, act.reason),
             Tidy: self._tidy,
         }
 
@@ -152,15 +155,9 @@ class Performer:
         """
         if isinstance(act, InstanceAct):
             return self._touch(act, scene)
-        if isinstance(act, RecordFailure):
-            return self._coordination.record_failure(scene.snapshot, act.reason)
-        if isinstance(act, TakePermit):
-            return self._take_permit(act, scene)
-        if isinstance(act, RunStep):
-            return self._run_step(act, scene)
-        return self._simple[type(act)](scene)
+        return self._performers[type(act)](act, scene)
 
-    def _resolve(self, scene: Scene) -> str:
+    def _resolve(self, _: Resolve, scene: Scene) -> str:
         enabled = scene.snapshot.enabled
         if enabled is None:
             raise ConfigError("nothing is enabled")
@@ -173,7 +170,7 @@ class Performer:
             )
         return artifact.digest
 
-    def _fetch(self, scene: Scene) -> None:
+    def _fetch(self, _: Fetch, scene: Scene) -> None:
         build = _pinned(scene)
         fetch = self._store.fetch
         scene.setup.source.call(
@@ -202,14 +199,14 @@ class Performer:
                 return Veto(reason=f"{provider.entry}: {veto.reason}", retry_after=veto.retry_after)
         return self._coordination.take_permit(scene.snapshot, act.limit)
 
-    def _settle(self, scene: Scene) -> None:
+    def _settle(self, act: Settle, scene: Scene) -> None:
         """The order matters: once the permit is gone nobody comes back for the mark."""
-        self._store.mark_good(_pinned(scene).id)
+        self._store.mark_good(act.build)
         if scene.cancel.is_set():
             raise Unavailable("another build is wanted: the permit is kept for it")
-        self._coordination.release_permit(scene.snapshot, scene.converged_status)
+        self._coordination.release_permit(scene.snapshot, scene.settled_status, keep_failure=bool(act.failed))
 
-    def _tidy(self, scene: Scene) -> None:
+    def _tidy(self, _: Tidy, scene: Scene) -> None:
         table = scene.setup.spec.service
         protect = scene.running | {_pinned(scene).id}
         self._store.prune(keep=table.keep_releases, keep_bytes=table.keep_bytes, protect=protect)

@@ -16,7 +16,7 @@ from msgspec import Struct
 from deployd_core import processes
 from deployd_core.api import ClosedGate, Connections, Gate, InstanceCall, Manager, Probe, Status, Verdict
 from deployd_core.boundary import Bound
-from deployd_core.errors import DeploydError
+from deployd_core.errors import DeploydError, Unavailable
 from deployd_core.model import Flip, Health, Instance, ProcessId, State
 from deployd_core.observation import InstanceFacts
 
@@ -37,6 +37,8 @@ class Sighting(Struct, frozen=True, kw_only=True):
     release: str | None = None
     """The build in whose release it lives, whatever it serves."""
     verdict: Verdict
+    manager_away: bool = False
+    """The manager could not be asked."""
     closed: ClosedGate | None = None
     """None when its gate is open."""
     held: bool = False
@@ -77,7 +79,8 @@ class Lookout(Struct, frozen=True, kw_only=True):
         try:
             status = self.manager.call(f"asking for {call.instance.name}", lambda manager: manager.state(call))
         except DeploydError as error:
-            return Sighting(state=State.UNKNOWN, verdict=Verdict.unknown(error.message))
+            away = isinstance(error, Unavailable)
+            return Sighting(state=State.UNKNOWN, verdict=Verdict.unknown(error.message), manager_away=away)
         pid = status.pid
         if pid is None and status.state is State.RUNNING and call.instance.port is not None:
             pid = processes.listener(call.instance.port)
@@ -290,6 +293,7 @@ class Watch:
             healthy_until=self._healthy_until,
             state_since=self._state_since,
             lives=self._lives,
+            manager_away=seen.manager_away,
             reason=seen.verdict.reason,
             evidence=seen.evidence,
             warm=seen.process is not None and seen.process == self._warmed,

@@ -46,6 +46,9 @@ _STEPS = {
     "checking": HostState.RESTARTING,
     "degraded": HostState.DEGRADED,
     "converged": HostState.CONVERGED,
+    "reverting": HostState.RESTARTING,
+    "reverted": HostState.FAILED,
+    "broken": HostState.FAILED,
     "failed": HostState.FAILED,
     "blocked": HostState.BLOCKED,
 }

@@ -95,8 +95,8 @@ def _words(move: Move, seen: Observation) -> str:
             return f"{action} {act.instance}" + (" (closed already: the lease becomes the agent's)" if again else "")
         case RecordFailure():
             return "put the failure on record"
-        case Flip():
-            return f"point current at {seen.build}"
+        case Flip(build=build):
+            return f"point current at {build}"
         case act:
             return act.doing
 

@@ -420,14 +420,14 @@ class MemoryEnsemble:
         self._wrote(snapshot.service, f"permits/{snapshot.host}")
         return permit
 
-    def release(self, service: str, host: str, status: HostStatus, *, token: int | None) -> None:
+    def release(self, service: str, host: str, status: HostStatus, *, token: int | None, keep_failure: bool = False) -> None:
         """Take the permit of that token back, with the report."""
         found = self._existing(service)
         if host in found.permits and found.permits[host].token == token:
             del found.permits[host]
             self._wrote(service, f"permits/{host}")
         self.write_status(service, status)
-        if host in found.rollout.failures:
+        if host in found.rollout.failures and not keep_failure:
             kept = {other: failure for other, failure in found.rollout.failures.items() if other != host}
             found.rollout = replace(found.rollout, failures=kept)
             self._wrote(service, "rollout")
@@ -552,10 +552,10 @@ class MemoryCoordination:
         """Stand in the queue no longer."""
         self._write(lambda: self._ensemble.leave(service, self._host))
 
-    def release_permit(self, snapshot: Snapshot, status: HostStatus) -> None:
-        """Give the permit back and report; clears this host's failure."""
+    def release_permit(self, snapshot: Snapshot, status: HostStatus, *, keep_failure: bool = False) -> None:
+        """Give the permit back and report; clears this host's failure unless it is kept."""
         token = snapshot.permit.token if snapshot.permit else None
-        self._write(lambda: self._ensemble.release(snapshot.service, self._host, status, token=token))
+        self._write(lambda: self._ensemble.release(snapshot.service, self._host, status, token=token, keep_failure=keep_failure))
 
     def record_failure(self, snapshot: Snapshot, reason: str) -> None:
         """Enter this host's failure, with what follows from it."""

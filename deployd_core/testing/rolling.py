@@ -37,6 +37,7 @@ from deployd_core.zookeeper.session import Session
 _FIRST_PORT = 8001
 _LISTEN_PORT = 8080
 _ROLL_SECONDS = 180.0
+_FAILED = ("failed", "reverting", "reverted", "broken")
 _HERE, _THERE = "10.77.0.1", "10.77.0.2"
 """The two ends of the veth pair, where balancer and clients are remote."""
 
@@ -286,7 +287,7 @@ class _Rig:
         for found in rollouts.watch_statuses(self._session, "web", stop, every=0.5):
             if found.hosts and all(entry.converged for entry in found.hosts):
                 stop.set()
-            elif time.monotonic() > deadline or any(entry.status and entry.status.step == "failed" for entry in found.hosts):
+            elif time.monotonic() > deadline or any(entry.status and entry.status.step in _FAILED for entry in found.hosts):
                 logs = "".join(host.log()[-6000:] for host in self._fleet.hosts.values())
                 raise SystemExit(f"not converged on {build}: {found.hosts}\n{logs}")
 

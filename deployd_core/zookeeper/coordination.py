@@ -105,9 +105,9 @@ class ZooKeeperCoordination:
         """Stand in the queue no longer."""
         self._service(service).desk.place.leave()
 
-    def release_permit(self, snapshot: Snapshot, status: HostStatus) -> None:
-        """Give the permit back, report, and clear this host's failure, in one transaction."""
-        self._service(snapshot.service).release(snapshot, status)
+    def release_permit(self, snapshot: Snapshot, status: HostStatus, *, keep_failure: bool = False) -> None:
+        """Give the permit back, report, and clear this host's failure unless it is kept, in one transaction."""
+        self._service(snapshot.service).release(snapshot, status, keep_failure=keep_failure)
 
     def record_failure(self, snapshot: Snapshot, reason: str) -> None:
         """Enter this host's failure, with what follows from it for the rollout in the same write."""
@@ -181,12 +181,12 @@ class _Service:
             self._cache.forget()  # the watch that says so may still be on its way
         return answer
 
-    def release(self, snapshot: Snapshot, status: HostStatus) -> None:
+    def release(self, snapshot: Snapshot, status: HostStatus, *, keep_failure: bool) -> None:
         path = self._paths.permit(self._host)
         node = self._cache.read((path,))[path]
         # One that was granted later, after somebody has taken ours away, is not what is given back.
         held = node is not None and snapshot.permit is not None and node.stat.czxid == snapshot.permit.token
-        failed = self._rollout is None or self._host in self._rollout.failures
+        failed = not keep_failure and (self._rollout is None or self._host in self._rollout.failures)
         permits.release(self._session, self._name, self._host, status, held=held, failed=failed, was_down=self._down)
         self._down = status.down
         self._cache.forget(path)

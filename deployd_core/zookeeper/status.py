@@ -62,7 +62,7 @@ class FleetStatus(Struct, frozen=True, kw_only=True):
     """Nodes that hold nonsense."""
 
 
-def write_status(session: Session, service: str, status: HostStatus, *, was_down: bool | None) -> None:
+def write_status(session: Session, service: str, status: HostStatus, *, was_down: bool | None = None) -> None:
     """Write a host's report, and with it whether the host is down.
 
     Args:

@@ -594,6 +594,24 @@ def test_releasing_reports_and_clears_the_failure(world: World) -> None:
     assert {"h1": status_of(snapshot)} == world.statuses()
 
 
+def test_a_host_that_went_back_keeps_its_failure(world: World) -> None:
+    """It gives its permit back with its report, and is granted none until a person or a newer build clears the failure."""
+    world.apply(make_spec(Share(5)))
+    host = joined(world, "h1")
+    rollout_id = world.enable("v1")
+    snapshot = settled(host, rollout_id)
+    permit = take_until_known(host)
+    host.record_failure(snapshot, "will not start")
+    snapshot = replace(snapshot, permit=permit)
+
+    for _ in range(2):
+        host.release_permit(snapshot, status_of(snapshot, "reverted"), keep_failure=True)
+
+    assert ((), {"h1"}) == (world.permits(), set(world.rollout().failed_in(rollout_id)))
+    assert {"h1": status_of(snapshot, "reverted")} == world.statuses()
+    take_until(host, Denial.FAILED)
+
+
 def test_a_permit_that_was_granted_later_is_not_given_back(world: World) -> None:
     """A release that comes late, after an operator took the permit and the host has a new one, takes nothing from it."""
     world.apply(make_spec(Share(5)))

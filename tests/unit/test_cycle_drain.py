@@ -209,7 +209,7 @@ def test_on_a_failed_host_what_cannot_serve_stays_closed_while_others_serve():
 
     decision = plan(sick, *others, failure="web@8001 was not healthy")
 
-    assert HostStep.FAILED is decision.step
+    assert HostStep.BROKEN is decision.step
     assert {CloseGate(NAME), OpenGate("web@8002")} == set(decision.acts)
 
 

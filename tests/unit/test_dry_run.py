@@ -59,7 +59,7 @@ def test_a_roll_is_told_move_by_move():
     story = tell(host(2, warmup=True), one_by_one)
 
     each = [[CloseGate(name), Restart(name), WarmUp(name), OpenGate(name)] for name in ("web@8001", "web@8002")]
-    assert [Flip(), *each[0], *each[1], Settle()] == [move.act for move in story.moves[1:]]
+    assert [Flip("v2"), *each[0], *each[1], Settle("v2")] == [move.act for move in story.moves[1:]]
     assert isinstance(story.moves[0].act, TakePermit)
     assert HostStep.CONVERGED is story.ended
     assert 1 == story.fewest_available
@@ -95,7 +95,7 @@ def test_a_strategy_that_lets_nobody_go_fails_in_its_own_words():
     """Virtual time goes on to the deadline: the dry run ends as the host would."""
     story = tell(host(1, healthy_timeout=60.0), lambda view: Plan(cycle=(), why="waiting for Godot"))
 
-    assert HostStep.FAILED is story.ended
+    assert HostStep.BROKEN is story.ended
     assert "waiting for Godot" in story.reason
     assert 60.0 == story.seconds
 

@@ -38,6 +38,9 @@ STEPS = ("01-pip-x", "02-command-y")
 DIGEST = "sha256:" + "a" * 64
 
 
+ENDS = (HostStep.CONVERGED, HostStep.REVERTED, HostStep.BROKEN, HostStep.FAILED)
+
+
 def everything(view: HostView) -> Plan:
     return Plan(cycle=view.stale, why="all at once")
 
@@ -84,6 +87,9 @@ class World:
     startup: float = 1.0
     sick: frozenset[str] = frozenset()
     """Instances that never get healthy on v2."""
+    old_sick: frozenset[str] = frozenset()
+    """Instances that do not get healthy on v1 any more."""
+    revert: bool = True
     rules: Rules = Rules(healthy_timeout=20, stable_for=0.5, healthy_after=2)
     digest_known: bool = True
     stuck: frozenset[str] = frozenset()
@@ -107,7 +113,7 @@ class World:
         process = self.instances[name]
         if process.serves is None or self.now - process.started < self.startup:
             return False
-        return not (process.serves == "v2" and name in self.sick)
+        return name not in (self.sick if process.serves == "v2" else self.old_sick)
 
     def back(self, name: str) -> bool:
         """Whether clients use it again, as far as anybody can wait for that."""
@@ -142,8 +148,9 @@ class World:
             steps=STEPS,
             current=self.current,
             good=self.good == "v2",
+            last_good="v1" if self.good == "v1" else None,
             instances=tuple(self._facts(name) for name in self.instances),
-            rules=self.rules,
+            rules=msgspec.structs.replace(self.rules, revert=self.revert),
             permit=PermitView(held=self.permit),
             failure=self.failure,
             setbacks=self.memory.get("setbacks", {}),
@@ -203,17 +210,31 @@ class World:
                 self.steps.add(marker)
             case TakePermit():
                 assert set(STEPS) == self.steps, "a permit is asked for only when everything is staged"
+                assert self.failure is None, "a host that has failed asks for nothing"
                 self.permit = True
-            case Flip():
+            case Flip(build=build):
                 assert self.permit, "never flipped without a permit"
-                self.current = "v2"
+                assert build == "v2" or self.failure, "nobody goes back without a reason that is on record"
+                self.current = build
+                self.memory.pop("ordered", None)
             case Settle():
-                assert all(process.serves == "v2" for process in self.instances.values())
-                self.good, self.permit, self.failure = "v2", False, None
+                self._settle(act)
             case RecordFailure(reason=reason):
                 self.failure = reason
+                self.forget_orders()
             case InstanceAct():
                 self._touch(act)
+
+    def _settle(self, act: Settle) -> None:
+        assert all(process.serves == act.build and self.healthy(name) for name, process in self.instances.items())
+        assert bool(act.failed) == (act.build != "v2")
+        self.good, self.permit = act.build, False
+        self.failure = self.failure if act.failed else None
+
+    def forget_orders(self) -> None:
+        """What the engine does when a failure is recorded or cleared: another build is to be served."""
+        for what in ("waits", "setbacks", "ordered"):
+            self.memory.pop(what, None)
 
     def _touch(self, act: InstanceAct) -> None:
         name, process = act.instance, self.instances[act.instance]
@@ -239,7 +260,8 @@ class World:
                 assert process.closed or self.rules.drain is None or self.lapses, "what is cold is not in front of its clients"
                 process.warm = True
             case Restart():
-                assert process.serves != "v2" or not self.healthy(name), "what is right is not restarted"
+                assert process.serves != self.current, "what is right is not restarted"
+                assert self.permit, "nothing is restarted without a permit"
                 if self.rules.drain is not None:
                     self._check_drained(act, process, self.rules.drain)
                 self.restarts[name] = self.restarts.get(name, 0) + 1
@@ -281,7 +303,7 @@ def drive(world: World, strategy: Any, data: st.DataObject | None = None, rounds
         assert decision == plan_host(world.observe(), strategy), "the planner is pure"
         world.remember(decision)
         pending = [found for found in world.memory.get("setbacks", {}).values() if found.retry_at > world.now]
-        if decision.step in (HostStep.CONVERGED, HostStep.FAILED) and not decision.acts and not pending:
+        if decision.step in ENDS and not decision.acts and not pending:
             return decision
         for act in decision.acts:
             pending = world.memory.get("setbacks", {}).get(act.key)
@@ -358,22 +380,134 @@ def test_an_impossible_floor_is_refused_with_its_arithmetic_before_anything_is_d
     assert not world.permit
 
 
-def test_an_instance_that_never_gets_healthy_fails_the_host_which_keeps_its_permit_and_the_rest() -> None:
+def test_a_host_that_is_to_stay_stands_still_and_keeps_its_permit_and_the_rest() -> None:
     """The first instance that fails ends the roll: the others go on serving the old build."""
-    world = fresh_world(3, sick=frozenset({"web@8000"}))
+    world = fresh_world(3, sick=frozenset({"web@8000"}), revert=False)
 
     decision = drive(world, one_by_one)
 
     assert decision.step is HostStep.FAILED
     assert "web@8000 was not healthy 20 s after its restart: 503" in decision.reason
+    assert decision.down
     assert world.permit
     assert world.instances["web@8001"].serves == "v1"
     assert world.instances["web@8002"].serves == "v1"
 
 
+def test_an_instance_that_never_gets_healthy_brings_the_host_back_to_its_last_good_build() -> None:
+    """Only what had left the old build is restarted again; the permit goes back, the failure stays on record."""
+    world = fresh_world(3, sick=frozenset({"web@8000"}))
+
+    decision = drive(world, one_by_one)
+
+    failure = "web@8000 was not healthy 20 s after its restart: 503"
+    assert (decision.step, decision.reason) == (HostStep.REVERTED, f"serves v1; v2 failed: {failure}")
+    assert world.restarts == {"web@8000": 2}
+    assert (world.current, world.good, world.permit, world.failure) == ("v1", "v1", False, failure)
+    assert not decision.down
+
+
+def test_the_report_that_goes_with_the_permit_says_why_the_host_went_back() -> None:
+    """It is one transaction: who reads the report of a host without a permit reads the end of its story."""
+    world = fresh_world(1, current="v1", permit=True, failure="503", unpacked=True, fetched=True, steps=set(STEPS))
+
+    decision = plan_host(world.observe(), everything)
+
+    assert decision.acts == (Settle("v1", "serves v1; v2 failed: 503"),)
+    assert (decision.settled.step, decision.settled.reason) == (HostStep.REVERTED, "serves v1; v2 failed: 503")
+
+
+def test_a_reverted_host_tries_again_when_a_person_clears_its_failure() -> None:
+    """Until then it asks for nothing, whatever becomes of its instances."""
+    world = fresh_world(2, sick=frozenset({"web@8000"}))
+    drive(world, everything)
+    assert plan_host(world.observe(), everything).acts == ()
+    world.instances["web@8001"].serves = None
+    decision = plan_host(world.observe(), everything)
+    assert (decision.step, decision.acts, decision.down) == (HostStep.REVERTED, (), True)
+
+    world.sick, world.failure = frozenset(), None
+    world.forget_orders()
+
+    assert drive(world, everything).step is HostStep.CONVERGED
+
+
+@pytest.mark.parametrize("seconds", [0.25, 2, 5, 21, 22.5, 23, 30])
+def test_a_retry_in_mid_revert_goes_straight_on_with_the_kept_permit(seconds: float) -> None:
+    """Whatever the host is doing when the failure is cleared, it turns around and asks for no other permit."""
+    world = fresh_world(2, sick=frozenset({"web@8000"}), startup=4.0, permit=True)
+    while world.failure is None:
+        go_on(world, one_by_one)
+    since = world.now
+    while world.now < since + seconds and world.permit:
+        go_on(world, one_by_one)
+
+    held = world.permit
+    world.sick, world.failure = frozenset(), None
+    world.forget_orders()
+    asked = [act for act in plan_host(world.observe(), one_by_one).acts if isinstance(act, TakePermit)]
+
+    assert bool(asked) is not held
+    assert drive(world, one_by_one).step is HostStep.CONVERGED
+
+
+def go_on(world: World, strategy: Any) -> Decision:
+    """One round in which nothing fails."""
+    decision = plan_host(world.observe(), strategy)
+    world.remember(decision)
+    for act in decision.acts:
+        world.perform(act)
+    world.tick(0.25)
+    return decision
+
+
+def test_a_host_on_which_both_builds_are_bad_is_broken_and_keeps_its_permit() -> None:
+    """Both reasons are told, and what can serve is open; when the old build recovers, the host is reverted after all."""
+    world = fresh_world(2, sick=frozenset({"web@8000"}), old_sick=frozenset({"web@8000"}))
+
+    decision = drive(world, everything)
+
+    failure = "web@8000 was not healthy 20 s after its restart: 503"
+    assert (decision.step, decision.down) == (HostStep.BROKEN, True)
+    assert decision.reason == f"v2 failed: {failure}; going back to v1 failed too: {failure}"
+    assert world.permit
+    assert world.available == {"web@8001"}
+
+    world.old_sick = frozenset()
+    assert drive(world, everything).step is HostStep.REVERTED
+    assert world.restarts["web@8000"] == 2
+
+
+def test_a_host_without_another_good_release_is_broken_until_the_wanted_one_gets_healthy() -> None:
+    """There is nothing to go back to, and a failure is over when everything serves the wanted build."""
+    world = fresh_world(1, sick=frozenset({"web@8000"}), good=None)
+
+    decision = drive(world, everything)
+
+    assert decision.step is HostStep.BROKEN
+    assert decision.reason.endswith("; there is no other good release on this host to go back to")
+    assert (world.permit, world.current) == (True, "v2")
+    world.sick = frozenset()
+    assert drive(world, everything).step is HostStep.CONVERGED
+    assert world.failure is None
+
+
+def test_a_host_whose_permit_was_taken_away_in_mid_revert_disturbs_nothing() -> None:
+    """A person has decided: it says what it left undone."""
+    world = fresh_world(1, sick=frozenset({"web@8000"}))
+    while world.failure is None:
+        go_on(world, everything)
+
+    world.permit = False
+    decision = plan_host(world.observe(), everything)
+
+    assert (decision.step, decision.acts, decision.down) == (HostStep.FAILED, (), True)
+    assert "its permit was taken away before it was back on v1" in decision.reason
+
+
 def test_a_failed_host_that_gets_healthy_settles() -> None:
     """A failure is over when everything serves the wanted build: the permit goes back and the failure is cleared."""
-    world = fresh_world(1, sick=frozenset({"web@8000"}))
+    world = fresh_world(1, sick=frozenset({"web@8000"}), revert=False)
     drive(world, everything)
 
     world.sick = frozenset()
@@ -430,12 +564,12 @@ def test_a_broken_strategy_blocks_the_host_before_the_permit() -> None:
 
 
 def test_a_strategy_that_names_nothing_fails_in_the_end_with_its_own_words() -> None:
-    """Nothing waits for ever: a permit that is not used is a failure with a reason."""
+    """Nothing waits for ever: a permit that is not used is a failure with a reason, and comes back without a restart."""
     world = fresh_world(2)
 
     decision = drive(world, lambda view: Plan(cycle=(), why="waiting for Godot"))
 
-    assert decision.step is HostStep.FAILED
+    assert (decision.step, world.restarts) == (HostStep.REVERTED, {})
     assert "waiting for Godot" in decision.reason
 
 
@@ -467,8 +601,8 @@ def test_a_build_id_with_another_digest_is_refused() -> None:
 
 @given(st.data())
 @settings(max_examples=300, deadline=None)
-def test_from_every_state_whatever_fails_it_converges_or_fails_with_a_reason(data: st.DataObject) -> None:
-    """Any starting point, any mishap at any act, a crash at any moment: the end is the same, and the floor holds."""
+def test_from_every_state_whatever_fails_it_converges_reverts_or_is_broken_as_the_truth_demands(data: st.DataObject) -> None:
+    """Any starting point, builds that are bad here or there, any mishap at any act, a crash at any moment: the end is the same."""
     count = data.draw(st.integers(0, 4), label="instances")
     gate = data.draw(st.booleans(), label="gate")
     policy = data.draw(st.sampled_from(AtDeadline), label="at deadline")
@@ -482,7 +616,9 @@ def test_from_every_state_whatever_fails_it_converges_or_fails_with_a_reason(dat
         permit=data.draw(st.booleans()),
         current=data.draw(st.sampled_from(["v1", "v2", None])),
         digest_known=data.draw(st.booleans()),
-        sick=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 5)) == 0),
+        sick=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 3)) == 0),
+        old_sick=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 7)) == 0),
+        good=data.draw(st.sampled_from(["v1", "v1", "v1", None]), label="last good"),
         stuck=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 5)) == 0),
         pooled=data.draw(st.booleans(), label="pooled"),
         returns_after=data.draw(st.sampled_from([0.0, 1.0, 3.0, None]), label="clients come back after"),
@@ -504,17 +640,31 @@ def test_from_every_state_whatever_fails_it_converges_or_fails_with_a_reason(dat
 
     decision = drive(world, data.draw(st.sampled_from([everything, one_by_one])), data)
 
+    may_not_drain = gate and policy is not AtDeadline.PROCEED and (world.stuck or world.trouble)
+    check_the_end(world, decision)
+    if world.sick or not may_not_drain:
+        both_bad = world.old_sick or world.good is None
+        expected = HostStep.CONVERGED if not world.sick else HostStep.BROKEN if both_bad else HostStep.REVERTED
+        assert decision.step is expected or (may_not_drain and decision.step is HostStep.BROKEN)
+
+
+def check_the_end(world: World, decision: Decision) -> None:
+    """What a host says of itself in the end is true."""
+    serving = {process.serves for process in world.instances.values()}
     shut = [name for name, process in world.instances.items() if process.closed]
-    if decision.step is HostStep.CONVERGED:
-        assert shut == []
-        assert all(process.serves == "v2" for process in world.instances.values())
-        assert not world.permit
-    else:
-        late = gate and policy is not AtDeadline.PROCEED and world.trouble
-        assert world.sick or world.stuck or late
-        assert not any(world.healthy(name) for name in shut), "what can serve is open"
-        assert world.failure
-        assert world.permit
+    match decision.step:
+        case HostStep.CONVERGED:
+            assert (world.current, world.permit, world.failure, shut) == ("v2", False, None, [])
+            assert serving <= {"v2"}
+        case HostStep.REVERTED:
+            assert (world.current, world.permit, shut) == ("v1", False, [])
+            assert serving <= {"v1"}
+            assert world.failure
+        case _:
+            assert decision.step is HostStep.BROKEN
+            assert world.permit
+            assert world.failure
+            assert not any(world.healthy(name) for name in shut), "what can serve is open"
 
 
 @given(st.integers(0, 6), st.integers(0, 6))
