@@ -33,7 +33,8 @@ from deployd_core.api import ClosedGate, DrainOptions
 from deployd_core.coordination import HostStatus, Snapshot
 from deployd_core.errors import DeploydError, RestartFailed, Unavailable
 from deployd_core.model import Build, State
-from deployd_core.planner import Decision, HostStep
+from deployd_core.model import Flip as FlipRecord
+from deployd_core.planner import Decision
 from deployd_core.retention import Disk, ReleaseInfo
 from deployd_core.simulate.faults import FaultKind
 from deployd_core.simulate.instance import NEVER, VirtualInstance
@@ -46,6 +47,8 @@ _SLOW = 10.0
 _FLAP = (0.5, 3.5)
 """From when to when an instance that flaps is unhealthy again, in seconds after it got healthy."""
 _GATE = 0.02
+_FLIPS = 20
+"""Flips that a disk remembers."""
 _WRITES = (TakePermit, Settle, RecordFailure)
 
 
@@ -74,7 +77,7 @@ def begin(host: VirtualHost, act: Act, decision: Decision) -> None:
     world.judge.begins(host, act, decision)
     seconds = _begin(host, act)
     host.busy[act.key] = host.acts
-    status = host.status(HostStep.CONVERGED, snapshot) if isinstance(act, Settle) else None
+    status = host.status(decision.settled, snapshot) if isinstance(act, Settle) else None
     task = Task(act=act, life=host.life, epoch=host.epoch, snapshot=snapshot, started=now, status=status)
     world.agenda.after(seconds, _end, host, task, host.acts)
 
@@ -107,13 +110,19 @@ def start_instance(host: VirtualHost, instance: VirtualInstance) -> None:
 
 def disk_with(build: str | None) -> Disk:
     """A disk that serves a build; None: an empty one."""
-    empty = Disk(releases={}, current=build, fetched=frozenset(), good=(build,) if build else (), flips=(), problem="")
-    return _with_release(empty, Build(build, digest_of(build))) if build else empty
+    known = (build,) if build else ()
+    flips = tuple(map(_flip, known))
+    disk = Disk(releases={}, current=build, fetched=frozenset(), good=known, flips=flips, problem="")
+    return _with_release(disk, Build(build, digest_of(build))) if build else disk
 
 
 def digest_of(build: str) -> str:
     """The digest of an imagined build."""
     return f"sha256:{hashlib.sha256(build.encode()).hexdigest()}"
+
+
+def _flip(build: str) -> FlipRecord:
+    return FlipRecord(build=build, boot="", boot_time=0.0, at="")
 
 
 def _with_release(disk: Disk, build: Build) -> Disk:
@@ -214,13 +223,14 @@ def _lose(host: VirtualHost) -> None:
 
 
 def _settle(host: VirtualHost, task: Task) -> None:
-    build = task.snapshot.enabled.build if task.snapshot.enabled else ""
-    host.disk = replace(host.disk, good=(build, *(other for other in host.disk.good if other != build)))
+    act, good = task.act, host.disk.good
+    assert isinstance(act, Settle)
+    host.disk = replace(host.disk, good=(act.build, *(other for other in good if other != act.build)))
     if task.epoch != host.epoch:
         raise Unavailable("another build is wanted: the permit is kept for it")
     if task.status is not None:
         host.world.judge.settles(host)
-        host.coordination.release_permit(task.snapshot, task.status)
+        host.coordination.release_permit(task.snapshot, task.status, keep_failure=bool(act.failed))
 
 
 def _change_disk(host: VirtualHost, task: Task) -> str | None:
@@ -241,8 +251,8 @@ def _change_disk(host: VirtualHost, task: Task) -> str | None:
         case RunStep(marker=marker):
             info = disk.releases[build.id]
             host.disk = replace(disk, releases={**disk.releases, build.id: replace(info, steps=info.steps | {marker})})
-        case Flip():
-            host.disk = replace(disk, current=build.id)
+        case Flip(build=there):
+            host.disk = replace(disk, current=there, flips=(*disk.flips, _flip(there))[-_FLIPS:])
         case Tidy():
             kept = {build.id, disk.current, *disk.good[:2]}
             host.disk = replace(disk, releases={name: info for name, info in disk.releases.items() if name in kept})
@@ -297,32 +307,36 @@ def _lease_ends(host: VirtualHost, instance: VirtualInstance, until: float) -> N
 
 
 def _learn(host: VirtualHost, task: Task, value: Any, error: DeploydError | None) -> None:
-    act, now = task.act, host.world.clock.now
-    if isinstance(act, InstanceAct):
-        _learn_of_instance(host, act, value, error)
-    if isinstance(act, Settle):
-        if error is None and host.snapshot is not None:
-            host.snapshot = replace(host.snapshot, permit=None)
-        host.changed = True
-    if isinstance(act, Tidy):
-        host.tidy = True
-    if task.epoch != host.epoch:
-        host.stir()
-        return
-    if error is not None:
-        host.setbacks.failed(act.key, error, now)
-        host.stir()
-        return
-    host.setbacks.succeeded(act.key)
-    if isinstance(act, TakePermit):
-        host.answered(value, task.started, act)
-        return
-    if isinstance(act, Settle):
-        host.tidy = False
-    elif isinstance(act, RecordFailure):
-        host.changed = True
-    if not isinstance(act, Restart):  # the look that follows at once says more
-        host.stir()
+    act = task.act
+    match act:
+        case InstanceAct():
+            _learn_of_instance(host, act, value, error)
+        case Settle():
+            if error is None and host.snapshot is not None:
+                host.snapshot = replace(host.snapshot, permit=None)
+            host.changed = True
+        case Tidy():
+            host.tidy = True
+        case Flip():
+            host.forget_orders()
+    if task.epoch == host.epoch:
+        if error is not None:
+            host.setbacks.failed(act.key, error, host.world.clock.now)
+        else:
+            host.setbacks.succeeded(act.key)
+            _learn_success(host, task, value)
+    if error is not None or not isinstance(act, Restart | TakePermit):
+        host.stir()  # of those two, the look that follows and the answer say more
+
+
+def _learn_success(host: VirtualHost, task: Task, value: Any) -> None:
+    match task.act:
+        case Settle():
+            host.tidy = False
+        case TakePermit() as act:
+            host.answered(value, task.started, act)
+        case RecordFailure():
+            host.changed = True
 
 
 def _learn_of_instance(host: VirtualHost, act: InstanceAct, value: Any, error: DeploydError | None) -> None:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from deployd_core.acts import TakePermit
 from deployd_core.asking import ask_strategy
+from deployd_core.clock import rfc3339
 from deployd_core.config import ServiceSetup
 from deployd_core.coordination import Denial, Denied, HostStatus, Link, Permit, Snapshot
 from deployd_core.errors import DeploydError
@@ -125,6 +126,8 @@ class VirtualHost:
     def _forget(self, *, tidy: bool) -> None:
         self.owner = f"{self.name}/{self.life + 1}/1.00"
         self.step: HostStep | None = None
+        self.down = False
+        """It has said that an instance cannot serve, and that this is not the doing of a restart."""
         self.changed = True
         self.woken_at = 0.0
         self.aim: tuple[object, ...] = ()
@@ -347,7 +350,7 @@ class VirtualHost:
         if aim != self.aim:
             self.aim = aim
             self._take_aim()
-        elif before is not None and before.failure is not None and snapshot.failure is None:
+        elif before is not None and (before.failure is None) != (snapshot.failure is None):
             self._take_aim()
         if not (self.asleep and self._still_full(before)):
             self.asleep, self.full_at = False, None
@@ -366,6 +369,10 @@ class VirtualHost:
         self.tidy = False
         self.setbacks.clear()
         self.waits.clear()
+        self.forget_orders()
+
+    def forget_orders(self) -> None:
+        """What was ordered for another build says nothing now."""
         for number, watch in enumerate(self.watches):
             watch.forget_orders()
             self.dirty(number)
@@ -399,14 +406,14 @@ class VirtualHost:
     def _tell(self, decision: Decision, snapshot: Snapshot) -> None:
         """Report a new step; a report that is lost is written again with the next one."""
         self.reason = decision.reason
-        if decision.step is self.step:
+        if (decision.step, decision.down) == (self.step, self.down):
             return
-        self.step = decision.step
+        self.step, self.down = decision.step, decision.down
         self.world.stepped(self)
-        acting.write_report(self, self.status(decision.step, snapshot))
+        acting.write_report(self, self.status(decision, snapshot))
 
-    def status(self, step: HostStep, snapshot: Snapshot) -> HostStatus:
-        """The report of a step, without its instances: nobody here reads them."""
+    def status(self, decision: Decision, snapshot: Snapshot) -> HostStatus:
+        """The report that a decision makes, without its instances: nobody here reads them."""
         served = self.instances[0].serves if self.instances else self.disk.current
         return HostStatus(
             host=self.name,
@@ -414,10 +421,11 @@ class VirtualHost:
             role=snapshot.membership.role,
             wanted=snapshot.enabled.build if snapshot.enabled else None,
             served=served if all(instance.serves == served for instance in self.instances) else None,
-            step=step.value,
-            since="",
+            step=decision.step.value,
+            since=rfc3339(self.world.clock.time()),
             rollout=snapshot.rollout_id,
-            reason=self.reason,
+            reason=decision.reason,
+            down=decision.down,
         )
 
     def _wait(self, decision: Decision, now: float) -> None:

@@ -25,7 +25,7 @@ RULES = {
     "whole": "no permit given back while an instance that was taken out is not open and healthy",
     "budget": "never more failed hosts than the budget and the limit together",
     "gates": "at the end no healthy instance is left behind a closed gate",
-    "woken": "a host that waits for a permit is woken when there is room",
+    "woken": "a host that stands in the queue for a permit is woken when it is its turn",
     "end": "a rollout ends: converged, halted, or waiting for a person, with the reason",
 }
 """By name, for messages and for the documentation."""
@@ -75,9 +75,9 @@ class Judge:
             return  # a lease is moved: nothing is taken out
         if not any(permit.host == host.name for permit in world.ensemble.permits(world.service)):
             self._break("permit", host, f"{act.key} without a permit")
-        wanted = host.snapshot.enabled.build if host.snapshot is not None and host.snapshot.enabled else None
-        if isinstance(act, Restart) and instance.serves == wanted == host.disk.current and instance.healthy(world.clock.now):
-            self._break("needless", host, f"{act.key}, which serves {wanted} and is healthy")
+        current = host.disk.current  # the wanted build, or the one it goes back to
+        if isinstance(act, Restart) and instance.serves == current and instance.healthy(world.clock.now):
+            self._break("needless", host, f"{act.key}, which serves {current} and is healthy")
         left = len(host.instances) - host.disturbed - (not instance.disturbed)
         floor = self._floor(host, decision)
         if left < floor:

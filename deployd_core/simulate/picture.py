@@ -18,7 +18,7 @@ _CURVE_ROWS = 4
 _LABEL = 22
 
 GROUPS = {
-    "failed": ("failed", "blocked", "degraded"),
+    "failed": ("failed", "reverting", "reverted", "broken", "blocked", "degraded"),
     "down": ("down",),
     "restarting": ("restarting", "flipping", "checking"),
     "waiting": ("waiting",),

@@ -16,7 +16,7 @@ from deployd_core.simulate.record import Record
 from deployd_core.simulate.scenario import Scenario
 from deployd_core.simulate.world import World
 
-_FOR_A_PERSON = (HostStep.FAILED, HostStep.BLOCKED, HostStep.DEGRADED)
+_FOR_A_PERSON = (HostStep.FAILED, HostStep.REVERTED, HostStep.BROKEN, HostStep.BLOCKED, HostStep.DEGRADED)
 """Steps of which a host gets no further by itself."""
 _SHOWN = 3
 

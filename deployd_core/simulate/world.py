@@ -76,7 +76,7 @@ class World:
             self.agenda.after(self.draw(self.scenario.behaviour.watch), self._agent_known, host)
         table = self.setup.spec.instances
         patience = max(_PATIENCE, 3 * (table.healthy_timeout + table.restart_timeout))
-        while len(self.done) < len(self.hosts):
+        while len(self.done) < len(self.hosts) or any(host.busy for host in self.hosts):
             coming = self.agenda.next_at()
             quiet = None if coming is None else coming - self.clock.now + self.clock.elapsed - self.ended_at
             if not self._netted and (quiet is None or quiet > _NET):
@@ -247,7 +247,8 @@ class World:
         self._agent_again(host, host.life)
 
     def _permitted(self, host: VirtualHost) -> None:
-        if host.asked_again and not any(FaultKind.LATE_WATCH in one.plagues for one in self.hosts):
+        queued = host.snapshot is not None and host.snapshot.queued
+        if host.asked_again and queued and not any(FaultKind.LATE_WATCH in one.plagues for one in self.hosts):
             self.judge.missed(host)
         if not host.permitted:
             host.permitted = True
