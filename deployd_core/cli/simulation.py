@@ -55,6 +55,8 @@ class Wish(Struct, frozen=True, kw_only=True):
     start: Duration
     seeds: int
     seed: int
+    where: tuple[str, ...] = ()
+    """Flags that say where plugins and ZooKeeper are, as they were given."""
 
     def again(self, seed: int) -> str:
         """The command that runs one seed again."""
@@ -71,7 +73,14 @@ class Wish(Struct, frozen=True, kw_only=True):
         for option in self.options:
             words += ["-o", option]
         words += ["--faults", self.faults] if self.faults else []
-        return shlex.join([*words, "--start", str(self.start), "--seed", str(seed)])
+        return shlex.join([*words, "--start", str(self.start), "--seed", str(seed), *self.where])
+
+
+def given(settings: Settings, *, service: str) -> tuple[str, ...]:
+    """The flags that a command has to repeat to find the same plugins and the same ZooKeeper."""
+    flags: dict[str, object] = {"--config": settings.config, "--plugins-dir": settings.plugins_directory}
+    flags |= {"--zookeeper": settings.zookeeper} if service else {}
+    return tuple(str(word) for flag, value in flags.items() if value is not None for word in (flag, value))
 
 
 def make_scenario(settings: Settings, wish: Wish) -> Scenario:

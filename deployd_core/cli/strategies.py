@@ -131,7 +131,7 @@ def plan(settings: Settings, *, service: str, build: str, spec_file: Path | None
 @click.option("--seeds", type=click.IntRange(1, 1_000_000), default=1, show_default=True, metavar="N", help="How many runs.")
 @click.option("--seed", type=int, default=1, show_default=True, metavar="S", help="The seed of the first run.")
 @click.option("--svg", metavar="FILE", type=click.Path(path_type=Path), help="Write the picture to a file.")
-@click.option("--trace", metavar="FILE", type=click.Path(path_type=Path), help="Write every act of the shown run to a file.")
+@click.option("--trace", metavar="FILE", type=click.Path(path_type=Path), help="Write every act of that run to a file.")
 @json_option
 @zookeeper_options
 @pass_settings
@@ -145,11 +145,11 @@ def simulate(
     join happen to hosts (2, 5%), newer-build new-spec pause to the service; WHEN is a time (10m), a part of the hosts that have a
     permit (50%), or rand. docs/simulate.md says more. Exit code 1: a rule was broken.
     """
-    from deployd_core.cli.simulation import Wish, make_scenario, print_summary, run
+    from deployd_core.cli.simulation import Wish, given, make_scenario, print_summary, run
 
     if spec_file is not None and wishes["service"]:
         raise click.UsageError("--spec and --service both say where the spec comes from: give one of them")
-    wish = Wish(strategy=name, spec_file=spec_file, **wishes)
+    wish = Wish(strategy=name, spec_file=spec_file, where=given(settings, service=wishes["service"]), **wishes)
     scenario = make_scenario(settings, wish)
     summary = run(settings, wish, scenario)
     print_summary(settings, wish, scenario, summary, as_json=as_json, svg=svg, trace=trace)

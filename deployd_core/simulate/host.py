@@ -289,11 +289,10 @@ class VirtualHost:
         if life != self.life or not self.alive:
             return
         self._queued = False
-        now, before = self.world.clock.now, self.snapshot
+        now, before, was_full = self.world.clock.now, self.snapshot, self.full_at is not None
         self._read(now)
-        if not self._news and _same(before, self.snapshot):
-            return
-        if not self._news and self._still_full(before):
+        old = self.full_at is not None if was_full else _same(before, self.snapshot)
+        if old and not self._news:
             return
         self._news = False
         if self.snapshot is None:

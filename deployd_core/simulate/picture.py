@@ -100,7 +100,7 @@ def _during(timeline: Sequence[tuple[float, str]], start: float, end: float) -> 
 def _curve(title: str, curve: Curve, total: int, edges: Sequence[float]) -> Iterator[str]:
     """The worst value of each column, between the floor of the picture and everything."""
     worst = [low for low, _ in values_at(curve, edges, total)]
-    floor = min(worst) * 10 // max(1, total) / 10
+    floor = min(9, min(worst) * 10 // max(1, total)) / 10
     span = max(1e-9, 1 - floor)
     heights = [round((value / max(1, total) - floor) / span * _CURVE_ROWS * 8) for value in worst]
     for row in reversed(range(_CURVE_ROWS)):

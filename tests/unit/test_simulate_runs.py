@@ -74,7 +74,7 @@ def test_a_limit_for_each_zone_holds_in_each():
 @pytest.mark.parametrize("kind", FaultKind)
 def test_no_fault_alone_breaks_a_rule(strategy, kind):
     """Whatever goes wrong, the rules hold and the rollout ends, and with what passes it converges."""
-    for seed in range(4):
+    for seed in range(2):
         result, _ = run(strategy, faults=kind.value, seed=seed)
 
         assert () == result.broken
@@ -120,9 +120,13 @@ FAULTS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    strategy=st.sampled_from(sorted(OPTIONS)), faults=FAULTS, seed=st.integers(0, 2**32), instances=st.integers(1, 4), data=st.data()
+    strategy=st.sampled_from(sorted(OPTIONS)),
+    faults=FAULTS,
+    seed=st.integers(0, 2**32),
+    instances=st.integers(1, 4),
+    data=st.data(),
 )
 def test_no_mixture_of_faults_breaks_a_rule(strategy, faults, seed, instances, data):
     """Any faults at any moments: the rules hold, and the rollout ends in a way that can be explained."""
