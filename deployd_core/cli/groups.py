@@ -33,7 +33,7 @@ COMMANDS: dict[str, Entry] = {
     "services": Entry("deployd_core.cli.services", "Write, list and delete the specs of services.", "Set up"),
     "hosts": Entry("deployd_core.cli.hosts", "List the hosts of a service and choose its canaries.", "Set up"),
     "builds": Entry("deployd_core.cli.builds", "Make builds.", "Set up"),
-    "strategies": Entry("deployd_core.cli.strategies", "List, describe and preview restart strategies.", "Plugins"),
+    "strategies": Entry("deployd_core.cli.strategies", "List, describe, preview and simulate restart strategies.", "Plugins"),
     "plugins": Entry("deployd_core.cli.plugins", "List and describe plugins of every kind.", "Plugins"),
     "doctor": Entry("deployd_core.cli.doctor", "Check this host, and say what to do about what is wrong.", "Run"),
     "drains": Entry("deployd_core.cli.drains", "List and open what is closed on this host, and rehearse a drain.", "Run"),

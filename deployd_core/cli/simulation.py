@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,12 +120,16 @@ def make_scenario(settings: Settings, wish: Wish) -> Scenario:
 def run(settings: Settings, wish: Wish, scenario: Scenario) -> Summary:
     """Run every seed, and say how far it is on a terminal."""
     seeds = range(wish.seed, wish.seed + wish.seeds)
-    shown = is_terminal() and use_colour() and len(seeds) > 1
+    shown = len(seeds) > 1 and is_terminal(sys.stderr)
     runs: list[Run] = []
-    for done in simulate_seeds(scenario, settings.plugins(), seeds):
-        runs.append(done)
+    try:
+        for done in simulate_seeds(scenario, settings.plugins(), seeds):
+            runs.append(done)
+            if shown:
+                click.echo(f"\r\x1b[K{len(runs)} of {len(seeds)} seeds", err=True, nl=False)
+    finally:
         if shown:
-            click.echo(f"\r\x1b[K{len(runs)} of {len(seeds)} seeds", err=True, nl=len(runs) == len(seeds))
+            click.echo("\r\x1b[K", err=True, nl=False)
     return Summary(runs=tuple(runs))
 
 

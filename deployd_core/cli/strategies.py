@@ -26,10 +26,15 @@ from deployd_core.units import Duration
 @click.group(
     "strategies",
     cls=Group,
-    examples=["deployd strategies list", "deployd strategies show concurrency", "deployd strategies plan web"],
+    examples=[
+        "deployd strategies list",
+        "deployd strategies show concurrency",
+        "deployd strategies plan web",
+        "deployd strategies simulate concurrency",
+    ],
 )
 def command() -> None:
-    """List, describe and preview restart strategies."""
+    """List, describe, preview and simulate restart strategies."""
 
 
 @command.command("list", examples=["deployd strategies list", "deployd strategies list --json"])
@@ -138,12 +143,14 @@ def plan(settings: Settings, *, service: str, build: str, spec_file: Path | None
 def simulate(
     settings: Settings, /, *, name: str, as_json: bool, svg: Path | None, trace: Path | None, spec_file: Path | None, **wishes: Any
 ) -> int:
-    """Run a strategy over a virtual fleet in virtual time: how long, how much capacity, which rules break.
+    """Run a strategy over a virtual fleet, in virtual time.
 
-    Planner, strategy and admission are the real ones; hosts, instances and time are imagined, and everything comes from the seed.
-    Faults: crash reboot dead session lost-answer late-watch double-watch failed-start bad-build slow-start slow-probe flap disk-full
-    join happen to hosts (2, 5%), newer-build new-spec pause to the service; WHEN is a time (10m), a part of the hosts that have a
-    permit (50%), or rand. docs/simulate.md says more. Exit code 1: a rule was broken.
+    Says how long a rollout takes, how much capacity stays, and which rules break. Planner, strategy and admission are the real
+    ones; hosts, instances and time are imagined, and everything comes from the seed.
+
+    Faults of hosts (2, or 5% of them) are crash, reboot, dead, session, lost-answer, late-watch, double-watch, failed-start,
+    bad-build, slow-start, slow-probe, flap, disk-full and join; of the service newer-build, new-spec and pause. WHEN is a time
+    (10m), a part of the hosts that have got a permit (50%), or rand. The exit code is 1 when a rule was broken.
     """
     from deployd_core.cli.simulation import Wish, given, make_scenario, print_summary, run
 

@@ -12,6 +12,7 @@ heap of events, and everything from a seed: the same seed gives the same trace, 
     agenda.py      virtual time
     instance.py    an instance, as it really is
     host.py        an agent on its host: observe → plan → act
+    looks.py       when it looks at its instances
     acting.py      what acts do to a virtual host
     world.py       hosts, ensemble and time put together
     invariants.py  what must hold at every moment

@@ -38,6 +38,7 @@ from deployd_core.planner import Decision
 from deployd_core.retention import Disk, ReleaseInfo
 from deployd_core.simulate.faults import FaultKind
 from deployd_core.simulate.instance import NEVER, VirtualInstance
+from deployd_core.simulate.looks import look_again
 
 if TYPE_CHECKING:
     from deployd_core.simulate.host import VirtualHost
@@ -300,7 +301,7 @@ def _lease_ends(host: VirtualHost, instance: VirtualInstance, until: float) -> N
         host.world.say(host, f"lease of {instance.name} runs out")
         open_gate(host, instance)
         if host.alive:
-            host.look_again(host.instances.index(instance))
+            look_again(host, host.instances.index(instance))
 
 
 # What the agent learns: as `Engine._take_act` does.
@@ -354,4 +355,4 @@ def _learn_of_instance(host: VirtualHost, act: InstanceAct, value: Any, error: D
                 watch.idle_closed(now)
             case WarmUp():
                 watch.warmed()
-    host.look_again(number)
+    look_again(host, number)

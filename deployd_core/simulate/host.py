@@ -22,7 +22,7 @@ from deployd_core.observing import observe
 from deployd_core.planner import Decision, HostStep, plan_host
 from deployd_core.setbacks import Setbacks
 from deployd_core.sightings import Watch
-from deployd_core.simulate import acting
+from deployd_core.simulate import acting, looks
 from deployd_core.simulate.faults import FaultKind
 from deployd_core.simulate.instance import NEVER, VirtualInstance
 from deployd_core.simulate.scenario import HostSetup
@@ -30,10 +30,6 @@ from deployd_core.simulate.scenario import HostSetup
 if TYPE_CHECKING:
     from deployd_core.simulate.world import World
 
-_PACE, _COUNTING, _DOWN = 0.25, 0.1, 1.0
-"""Seconds between two looks at an instance that gets healthy, that is drained, and that is down."""
-_TRAFFIC = 0.375
-"""Seconds between two counts of clients that come back: five of them take as long as the engine wants to see some."""
 _AGAIN = 60.0
 """Seconds after which a host asks again without having been woken."""
 _RETRY = 1.0
@@ -111,7 +107,7 @@ class VirtualHost:
                 past = self.world.clock.now - ago
                 watch.saw(self.instances[number].sighting(past, gated=self.gated), started=past, ended=past)
             if not known_for:
-                self._look_soon(number, 0.0)
+                looks.look_soon(self, number, 0.0)
         self.stir()
 
     def stop(self) -> None:
@@ -136,11 +132,11 @@ class VirtualHost:
         self.waits: dict[str, float] = {}
         self.setbacks = Setbacks(self.world.rng)
         self.watches = [Watch(instance.model) for instance in self.instances]
-        self._facts: list[InstanceFacts | None] = [None] * len(self.instances)
-        self._looks = [NEVER] * len(self.instances)
+        self.known: list[InstanceFacts | None] = [None] * len(self.instances)
+        self.looks = [NEVER] * len(self.instances)
         """When each instance is looked at next."""
-        self._shown: list[tuple[object, ...]] = [()] * len(self.instances)
-        """Of each instance, what the last round was made from."""
+        self.shown: list[tuple[object, ...]] = [()] * len(self.instances)
+        """Of each instance, what the last look at it showed."""
         self._queued = False
         self.full_at: int | None = None
         """So many permits were held when it was told that these are too many."""
@@ -197,90 +193,18 @@ class VirtualHost:
 
     def dirty(self, number: int) -> None:
         """Something is known of an instance that was not known before."""
-        self._facts[number] = None
+        self.known[number] = None
 
     def facts(self) -> list[InstanceFacts]:
         """What is known of each instance now."""
         wall = self.world.clock.time()
         known = []
         for number, watch in enumerate(self.watches):
-            facts = self._facts[number]
+            facts = self.known[number]
             if facts is None or facts.gate_closed:  # the rest of a lease changes all the time
-                facts = self._facts[number] = watch.facts(wall, self.owner)
+                facts = self.known[number] = watch.facts(wall, self.owner)
             known.append(facts)
         return known
-
-    def _look_soon(self, number: int, seconds: float) -> None:
-        when = self.world.clock.now + seconds
-        if when < self._looks[number] or self._looks[number] <= self.world.clock.now:
-            self._looks[number] = when
-            self.world.agenda.at(when, self._look, number, self.life)
-
-    def look_again(self, number: int) -> None:
-        """Something was done to an instance: look at it at once."""
-        self.dirty(number)
-        self._look_soon(number, self.world.look_seconds(self))
-
-    def _look(self, number: int, life: int) -> None:
-        """Look at an instance; plan when that shows something new."""
-        now = self.world.clock.now
-        if life != self.life or not self.alive or self._looks[number] > now:
-            return
-        self._looks[number] = NEVER
-        instance, watch = self.instances[number], self.watches[number]
-        if f"restart:{instance.name}" in self.busy:
-            return
-        returning = self.gated and watch.opened_at is not None
-        watch.saw(instance.sighting(now, gated=returning), started=now, ended=now)
-        self.dirty(number)
-        facts = self._facts[number] = watch.facts(self.world.clock.time(), self.owner)
-        shown = self._essence(facts)
-        if shown != self._shown[number] or not facts.running:
-            self._shown[number] = shown
-            self.stir()
-        self._plan_look(number, facts)
-
-    def _essence(self, facts: InstanceFacts) -> tuple[object, ...]:
-        """What of an instance can change a plan."""
-        setup = self.setup or self.world.setup
-        probe = setup.probe_options
-        healthy = facts.streak >= probe.healthy_after
-        since, until = facts.healthy_since, facts.healthy_until
-        steady = healthy and since is not None and until is not None and until - since >= probe.stable_for
-        counted = (facts.connections is None, facts.connections.busy) if facts.connections and facts.gate_closed else None
-        lost = (facts.gate_closed, facts.gate_ours, facts.gate_lost)
-        return (
-            facts.looked,
-            facts.state,
-            facts.serves,
-            facts.lives,
-            healthy,
-            steady,
-            lost,
-            facts.quiet >= 3,
-            counted,
-            facts.traffic_back,
-        )
-
-    def _plan_look(self, number: int, facts: InstanceFacts) -> None:
-        """When a look at an instance will show something new."""
-        instance, watch, now = self.instances[number], self.watches[number], self.world.clock.now
-        probe = (self.setup or self.world.setup).probe_options
-        due = instance.next_change(now) - now
-        held = self.snapshot is not None and self.snapshot.permit is not None
-        if not instance.runs:
-            due = min(due, _DOWN if held and now - facts.state_since < 10 else NEVER)
-        elif facts.streak and facts.streak < probe.healthy_after:
-            due = min(due, _PACE)
-        elif watch.healthy_since is not None and facts.healthy_until is not None:
-            steady_at = watch.healthy_since + float(probe.stable_for)
-            due = min(due, steady_at - now + 1e-6 if facts.healthy_until < steady_at else NEVER)
-        if instance.closed is not None and facts.quiet < 3 and now >= instance.drained_at:
-            due = min(due, _COUNTING)
-        if self.gated and held and not facts.gate_closed and facts.opened_at is not None and not facts.traffic_back:
-            due = min(due, max(_TRAFFIC, instance.back_at - now))
-        if due < NEVER:
-            self._look_soon(number, due + (self.world.look_seconds(self) if due else 0.0))
 
     # Plan, and act.
 
@@ -435,7 +359,7 @@ class VirtualHost:
                 due.append(setback.retry_at)
         drain = self.setup.drain if self.setup is not None else None
         for number, view in enumerate(decision.instances):
-            facts = self._facts[number]
+            facts = self.known[number]
             if facts is None:
                 continue
             if drain is not None and facts.gate_closed:
@@ -443,8 +367,8 @@ class VirtualHost:
                 if view.phase is Phase.DRAINING and facts.quiet >= 3:
                     due.append(now + drain.settle)
             moving = view.phase.in_cycle or drain is not None
-            if moving and (self._looks[number] <= now or self._looks[number] == NEVER):
-                self._plan_look(number, facts)
+            if moving and (self.looks[number] <= now or self.looks[number] == NEVER):
+                looks.plan_look(self, number, facts)
         if due:
             self.stir_at(min(due))
 

@@ -27,6 +27,8 @@ _LOOK, _SLOW_LOOK, _LATE = 0.02, 2.0, 30.0
 _EXPIRED_FOR = 5.0
 _NET = 120.0
 """Seconds without progress after which whoever waits asks again: the engine does every minute, needed or not."""
+_MOST_ROUNDS = 200
+"""Rounds that a host may make, and as many for each of its instances, before it is taken to go round in circles."""
 _PATIENCE = 3600.0
 """Seconds without progress after which nothing is expected any more; more when the spec itself lets things take longer."""
 
@@ -76,12 +78,13 @@ class World:
             self.agenda.after(self.draw(self.scenario.behaviour.watch), self._agent_known, host)
         table = self.setup.spec.instances
         patience = max(_PATIENCE, 3 * (table.healthy_timeout + table.restart_timeout))
+        most = len(self.hosts) * (_MOST_ROUNDS + _MOST_ROUNDS * len(self.setup.instances))
         while len(self.done) < len(self.hosts) or any(host.busy for host in self.hosts):
             coming = self.agenda.next_at()
             quiet = None if coming is None else coming - self.clock.now + self.clock.elapsed - self.ended_at
             if not self._netted and (quiet is None or quiet > _NET):
                 self._cast_net()
-            elif quiet is None or quiet > patience:
+            elif quiet is None or quiet > patience or self.rounds > most:
                 break
             else:
                 self.agenda.step()
