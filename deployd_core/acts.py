@@ -88,10 +88,30 @@ class TakePermit(Act, frozen=True):
         return "asking for a permit"
 
 
+class LeaveQueue(Act, frozen=True):
+    """Stand in the queue for a permit no longer."""
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return "leaving the queue for a permit"
+
+
+class Advance(Act, frozen=True):
+    """Take the rollout further when it is time: complete it, or promote its build."""
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return "looking whether the rollout is complete"
+
+
 class Flip(Act, frozen=True):
     """Point `current` at the release of a build."""
 
     build: str
+    rollout: str = ""
+    """The rollout that asks for a restart, in which it is put on record even when `current` points there already."""
 
     @property
     def doing(self) -> str:

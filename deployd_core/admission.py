@@ -80,12 +80,8 @@ def impossible(policy: RolloutTable, hosts: int) -> str:
     floor = policy.min_available.at_least(hosts)
     if hosts == 0 or floor < hosts:
         return ""
-    kept = (
-        f"{policy.min_available} of {_hosts(hosts)}, rounded up, which is {floor},"
-        if policy.min_available.is_percentage
-        else f"{floor}"
-    )
-    return f"min_available keeps {kept} of {_hosts(hosts)} up, which leaves none to restart: lower it, or add hosts"
+    rounded = f" is {floor}, rounded up, which" if policy.min_available.is_percentage else ""
+    return f"min_available {policy.min_available} of {_hosts(hosts)}{rounded} leaves none to restart: lower it, or add hosts"
 
 
 def limit_now(request: Request) -> tuple[int | None, str]:

@@ -280,6 +280,8 @@ class Denied(Struct, frozen=True, kw_only=True):
     reason: str
     blockers: tuple[str, ...] = ()
     """Hosts that are in the way."""
+    stuck: tuple[str, ...] = ()
+    """Those of them that have held a permit for longer than is good, as far as this host has seen."""
     until: str | None = None
     """RFC 3339: when this reason ends by itself."""
 

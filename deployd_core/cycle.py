@@ -26,7 +26,6 @@ _QUIET = 3
 _DOWN_TO_STAY = 2.0
 """Seconds without a process after which a restart counts as failed."""
 
-
 _LIVES = 4
 """Processes after a restart that make a crash loop: its manager has started it again three times, and none got healthy."""
 
@@ -66,13 +65,13 @@ def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
     """Where an instance stands, from evidence alone."""
     if Restart(instance=facts.name).key in seen.busy:
         return Phase.RESTARTING
-    if facts.running and facts.serves is not None and facts.serves == seen.build:
+    if facts.running and seen.right(facts):
         if facts.gate_closed or not _steady(facts, seen):
             return Phase.WARMING
         return Phase.RETURNING if _clients_away(facts, seen) else Phase.READY
     if facts.ordered:
         return Phase.WARMING
-    if not facts.running and seen.good and seen.current == seen.build and not seen.permit.held:
+    if not facts.running and seen.good and seen.flipped and not seen.permit.held:
         # The deploy is over, and somebody has stopped it or it has died: that is its manager's business, not ours.
         return Phase.WARMING
     # One that is being closed is not available any more: another must not be let in beside it.
@@ -209,7 +208,7 @@ def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish
     if view.phase is not Phase.WARMING or not facts.looked:
         return None
     restart = Restart(instance=facts.name, action=wish.action)
-    if facts.serves != seen.build and restart.key in seen.setbacks:
+    if not seen.right(facts) and restart.key in seen.setbacks:
         return _restart_again(facts, view, seen, restart)
     if not _healthy(facts, seen.rules):
         return _close_again(facts, seen)
@@ -273,17 +272,22 @@ def _state_of_wait(facts: InstanceFacts, view: InstanceView, seen: Observation) 
             return "open, until its clients are back"
         case Phase.RESTARTING:
             return "restarting"
-    if facts.running and facts.serves != seen.build:
-        return facts.evidence
+    if facts.running and not seen.right(facts):
+        return _evidence(facts, seen)
     if facts.health is Health.HEALTHY:
         return "healthy, until it is stable"
     return facts.reason or "not looked at yet"
 
 
+def _evidence(facts: InstanceFacts, seen: Observation) -> str:
+    """Why what an instance runs is not what is wanted."""
+    return "it is the process from before the restart" if facts.serves == seen.build else facts.evidence
+
+
 def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setback: Setback | None) -> str:
     """Why an instance has failed; empty while there is hope."""
-    wrong_build = facts.running and facts.serves != seen.build
-    last = setback.reason if setback else facts.evidence if wrong_build else facts.reason
+    wrong = facts.running and not seen.right(facts)
+    last = setback.reason if setback else _evidence(facts, seen) if wrong else facts.reason
     if view.phase is Phase.WARMING and _is_down(facts, seen) and (facts.state is State.FAILED or setback is None):
         return f"{facts.name} did not stay up after its restart: {last}"
     if view.phase is Phase.WARMING and facts.lives >= _LIVES and facts.health is not Health.HEALTHY:
@@ -321,7 +325,7 @@ def _drain_waits(seen: Observation, shown: tuple[InstanceView, ...]) -> frozense
 def _environment(facts: InstanceFacts, seen: Observation) -> bool:
     """Whether the world around an instance is what it waits for: its manager cannot be asked. That is retried, and no failure."""
     setback = seen.setbacks.get(Restart(instance=facts.name).key)
-    return facts.manager_away or (setback is not None and setback.environment and facts.serves != seen.build)
+    return facts.manager_away or (setback is not None and setback.environment and not seen.right(facts))
 
 
 def _is_down(facts: InstanceFacts, seen: Observation) -> bool:

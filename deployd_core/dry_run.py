@@ -168,8 +168,8 @@ class _Host:
                 changes = self._stage(act)
             case TakePermit():
                 changes = {"permit": PermitView(held=True)}
-            case Flip(build=build):
-                changes = {"current": build}
+            case Flip(build=build, rollout=rollout):
+                changes = {"current": build, "flipped_for": rollout}
                 for name in self._facts:
                     self._change(name, ordered=False)
             case Settle(failed=failed):
@@ -210,6 +210,7 @@ class _Host:
                     running=True,
                     state=State.RUNNING,
                     serves=self._seen.current,
+                    restarted_for=self._seen.flipped_for,
                     health=Health.UNHEALTHY,
                     streak=0,
                     warm=False,

@@ -23,11 +23,11 @@ from deployd_core.api import HostCall, InstanceCall
 from deployd_core.asking import ask_strategy
 from deployd_core.clock import Clock, rfc3339
 from deployd_core.config import ServiceSetup, root_of, set_up
-from deployd_core.coordination import Coordination, Denial, Denied, HostStatus, Link, Snapshot
+from deployd_core.coordination import Coordination, HostStatus, Link, Snapshot
 from deployd_core.errors import DeploydError
 from deployd_core.events import Events
 from deployd_core.looking import Looking
-from deployd_core.model import Build, Event, Instance, Veto
+from deployd_core.model import Build, Event, Instance
 from deployd_core.observing import observe, pinned_digest
 from deployd_core.performing import Identity, Performer, Scene
 from deployd_core.planner import Decision, HostStep, plan_host
@@ -37,6 +37,7 @@ from deployd_core.reporting import Report, progress_in_words
 from deployd_core.setbacks import Setbacks
 from deployd_core.sightings import unseen
 from deployd_core.tasks import Outcome, Tasks, ThreadTasks, error_of
+from deployd_core.turn import Turn
 
 _LOG = logging.getLogger("deployd.engine")
 
@@ -92,6 +93,7 @@ class Engine:
         self._tidy = False
         self._random = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._setbacks = Setbacks(self._random)
+        self._turn = Turn(self._setbacks, clock, self._random)
         self._waits: dict[str, float] = {}
         self._cancel = threading.Event()
         self._progress: tuple[int, int | None] | None = None
@@ -199,6 +201,7 @@ class Engine:
         self._last_error = ""
         self._tidy = False
         self._setbacks.clear()
+        self._turn.begin(self._snapshot.hosts if self._snapshot else 1)
         self._waits.clear()
         self._looking.forget_orders()
 
@@ -217,6 +220,7 @@ class Engine:
             waits=self._waits,
             facts=self._looking.strategy_facts,
             connected=self._coordination.link is Link.CONNECTED,
+            advanced=self._turn.advanced,
             now=now,
         )
         decision = plan_host(seen, lambda view: ask_strategy(setup.strategy, view))
@@ -247,7 +251,7 @@ class Engine:
         performer = Performer(
             store=self._store,
             coordination=self._coordination,
-            vetoes=self._plugins.hook_functions("deployd_veto"),
+            hooks=self._plugins.hook_functions,
             progress=self._progressed,
             clock=self._clock,
         )
@@ -330,6 +334,7 @@ class Engine:
         match kind:
             case "settle":
                 self._last_error, self._tidy = "", False
+                self._turn.finished()
             case "resolve":
                 self._digest = outcome.value
             case "warmup":
@@ -338,16 +343,13 @@ class Engine:
                 self._take_answer(outcome, now)
             case "recordfailure":
                 self._changed = True
+            case "advance":
+                self._turn.looked(outcome.value, now)
 
     def _take_answer(self, outcome: Outcome, now: float) -> None:
         """A permit shows in the next snapshot; a no is a setback that any change in ZooKeeper ends."""
-        answer = outcome.value
-        if isinstance(answer, Veto):
-            self._setbacks.refused("takepermit", f"vetoed by {answer.reason}", now, retry_after=answer.retry_after)
-        elif isinstance(answer, Denied) and answer.code is not Denial.CHANGED and self._woken_at < outcome.started:
-            self._setbacks.refused("takepermit", answer.reason, now, retry_after=_REREAD_EVERY)
-        else:
-            self._changed = True
+        self._changed |= self._turn.answered(outcome.value, now) or self._woken_at >= outcome.started
+        self._alarm(outcome.value)
 
     def _look_at_disk(self) -> None:
         if self._store is None:
@@ -367,10 +369,15 @@ class Engine:
 
     def _tell(self, decision: Decision, snapshot: Snapshot) -> HostStatus:
         status = self._status(decision, snapshot)
+        self._alarm()
         if self._report.tell(status, self._tasks, self._epoch):
             detail = {"reason": status.reason, "served": status.served, "rollout": status.rollout}
             self._emit(f"host.{status.step}", snapshot, detail)
         return status
+
+    def _alarm(self, answer: object = None) -> None:
+        if self._snapshot is not None and (detail := self._turn.alarm(self._snapshot, answer)) is not None:
+            self._emit("permit.held-too-long", self._snapshot, detail)
 
     def _emit(self, name: str, snapshot: Snapshot, detail: Mapping[str, object]) -> None:
         build = snapshot.enabled.build if snapshot.enabled else ""

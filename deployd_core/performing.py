@@ -15,11 +15,13 @@ from msgspec import Struct
 from deployd_core import warmup
 from deployd_core.acts import (
     Act,
+    Advance,
     CloseGate,
     CloseIdle,
     Fetch,
     Flip,
     InstanceAct,
+    LeaveQueue,
     OpenGate,
     RecordFailure,
     Resolve,
@@ -36,7 +38,7 @@ from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.clock import Clock
 from deployd_core.config import ServiceSetup, step_timeout
 from deployd_core.coordination import Coordination, Denied, HostStatus, Permit, Snapshot
-from deployd_core.errors import ConfigError, PluginError, Unavailable
+from deployd_core.errors import ConfigError, DeploydError, PluginError, Unavailable
 from deployd_core.model import Action, Build, RestartRequest, Veto
 from deployd_core.releases import ReleaseStore
 
@@ -44,8 +46,6 @@ _TRANSFER_TIMEOUT = 30.0
 """Seconds without a byte before a transfer is given up."""
 _GRACE = 10.0
 """Seconds that a plugin gets beyond its own timeout before it is abandoned."""
-
-VetoHook = Callable[..., Veto | None]
 
 
 class Identity(Struct, frozen=True, kw_only=True):
@@ -105,13 +105,13 @@ class Performer:
         *,
         store: ReleaseStore,
         coordination: Coordination,
-        vetoes: Sequence[tuple[Provider, VetoHook]],
+        hooks: Callable[[str], Sequence[tuple[Provider, Callable[..., Any]]]],
         progress: Callable[[int, int | None], None],
         clock: Clock,
     ) -> None:
         self._store = store
         self._coordination = coordination
-        self._vetoes = vetoes
+        self._hooks = hooks
         self._progress = progress
         self._clock = clock
         self._performers: dict[type[Act], Callable[[Any, Scene], Any]] = {
@@ -120,7 +120,9 @@ class Performer:
             Unpack: lambda _, scene: store.unpack(_pinned(scene), stop=scene.cancel),
             RunStep: self._run_step,
             TakePermit: self._take_permit,
-            Flip: lambda act, _: store.flip(act.build),
+            LeaveQueue: lambda _, scene: coordination.leave_queue(scene.service),
+            Advance: self._advance,
+            Flip: lambda act, _: store.flip(act.build, rollout=act.rollout),
             Settle: self._settle,
             RecordFailure: lambda act, scene: coordination.record_failure(scene.snapshot, act.reason),
             Tidy: self._tidy,
@@ -147,8 +149,8 @@ class Performer:
         """Do it.
 
         Returns:
-            The digest for `Resolve`; a `Permit`, `Denied` or `Veto` for `TakePermit`; a `ClosedGate` for `CloseGate`; nothing else
-            matters.
+            The digest for `Resolve`; a `Permit`, `Denied` or `Veto` for `TakePermit`; seconds until it is worth asking again, or
+            None, for `Advance`; a `ClosedGate` for `CloseGate`; nothing else matters.
 
         Raises:
             DeploydError: It could not be done.
@@ -191,13 +193,32 @@ class Performer:
         request = RestartRequest(
             service=scene.service, host=scene.host, zone=scene.zone, build=_pinned(scene).id, serving=scene.current
         )
-        for provider, hook in self._vetoes:
+        for provider, hook in self._hooks("deployd_veto"):
             veto = call_plugin(provider, "asking for a veto", lambda hook=hook: hook(request=request))  # type: ignore[misc]
             if veto is not None and not isinstance(veto, Veto):
                 raise PluginError(f"plugin {provider} returned {veto!r} for a veto")
             if veto is not None:
+                self._coordination.leave_queue(scene.service)  # others must not wait until this host may
                 return Veto(reason=f"{provider.entry}: {veto.reason}", retry_after=veto.retry_after)
-        return self._coordination.take_permit(scene.snapshot, act.limit)
+        return self._coordination.take_permit(scene.snapshot, act.limit, priority=act.priority)
+
+    def _advance(self, _: Advance, scene: Scene) -> float | None:
+        return self._coordination.advance(scene.snapshot, lambda build: self._promotion_veto(scene.service, build))
+
+    def _promotion_veto(self, service: str, build: str) -> str:
+        """Why a build must not be promoted; empty when nobody objects. What could not be asked has not agreed."""
+        for provider, hook in self._hooks("deployd_veto_promotion"):
+            try:
+                reason: object = call_plugin(
+                    provider,
+                    "asking for a veto",
+                    lambda hook=hook: hook(service=service, build=build),  # type: ignore[misc]
+                )
+            except DeploydError as error:
+                reason = error.message
+            if reason is not None:
+                return f"{provider.entry}: {reason}"
+        return ""
 
     def _settle(self, act: Settle, scene: Scene) -> None:
         """The order matters: once the permit is gone nobody comes back for the mark."""

@@ -24,7 +24,20 @@ import msgspec
 from msgspec import Struct
 
 from deployd_core import cycle
-from deployd_core.acts import Act, Fetch, Flip, RecordFailure, Resolve, RunStep, Settle, TakePermit, Tidy, Unpack
+from deployd_core.acts import (
+    Act,
+    Advance,
+    Fetch,
+    Flip,
+    LeaveQueue,
+    RecordFailure,
+    Resolve,
+    RunStep,
+    Settle,
+    TakePermit,
+    Tidy,
+    Unpack,
+)
 from deployd_core.errors import DeploydError
 from deployd_core.model import Health, HostView, InstanceView, Phase, Plan
 from deployd_core.observation import Observation
@@ -107,12 +120,11 @@ def plan_host(seen: Observation, strategy: Callable[[HostView], Plan]) -> Decisi
 def _plan_serving(seen: Observation, strategy: Callable[[HostView], Plan]) -> Decision:
     """The build is on the disk: have every instance serve it."""
     views = cycle.views(seen)
-    flipped = seen.current == seen.build
-    if flipped and not seen.permit.held and all(view.phase is not Phase.STALE for view in views):
+    if seen.flipped and not seen.permit.held and all(view.phase is not Phase.STALE for view in views):
         return _plan_at_rest(seen, views)
     if not seen.permit.held and (seen.facts is None or not all(facts.looked for facts in seen.instances)):
         return _decide(seen, HostStep.CHECKING, reason=_LOOKING, views=views)
-    if flipped and views_ready(views):
+    if seen.flipped and views_ready(views):
         return _settle(seen, HostStep.RESTARTING, views)
     if seen.failure is not None:
         return _decide(seen, HostStep.FAILED, reason=seen.failure, views=views)
@@ -122,10 +134,10 @@ def _plan_serving(seen: Observation, strategy: Callable[[HostView], Plan]) -> De
 def _plan_failed(seen: Observation, failed: str, strategy: Callable[[HostView], Plan]) -> Decision:
     """The wanted build has failed: serve the last good one, unless the wanted one gets healthy after all."""
     views = cycle.views(seen)
-    if seen.current == seen.build and views_ready(views):
+    if seen.flipped and views_ready(views):
         return _settle(seen, HostStep.RESTARTING if seen.permit.held else HostStep.CONVERGED, views)
     if seen.last_good is None:
-        reason = f"{failed}; there is no other good release on this host to go back to"
+        reason = f"{failed}; there is no other good build to go back to"
         return _decide(seen, HostStep.BROKEN, reason=reason, views=views)
     decision = _plan_revert(back_to(seen, seen.last_good), failed, strategy)
     if decision.step not in (HostStep.FLIPPING, HostStep.RESTARTING):
@@ -137,16 +149,15 @@ def _plan_failed(seen: Observation, failed: str, strategy: Callable[[HostView], 
 
 def back_to(seen: Observation, build: str) -> Observation:
     """The same host, as if its last good build were the one that is wanted."""
-    return msgspec.structs.replace(seen, build=build, good=True)
+    return msgspec.structs.replace(seen, build=build, restart="", good=True)
 
 
 def _plan_revert(seen: Observation, failed: str, strategy: Callable[[HostView], Plan]) -> Decision:
     """Plan towards the last good build, which `seen` takes for the wanted one."""
     views = cycle.views(seen)
-    there = seen.current == seen.build
     reverted = f"serves {seen.build}; {failed}"
     if seen.permit.held:
-        if there and views_ready(views):
+        if seen.flipped and views_ready(views):
             return _settle(seen, HostStep.RESTARTING, views, failed=reverted)
         decision = _plan_restart(seen, views, strategy)
         if decision.step is HostStep.BROKEN:
@@ -154,7 +165,7 @@ def _plan_revert(seen: Observation, failed: str, strategy: Callable[[HostView], 
         return decision
     if not all(facts.looked for facts in seen.instances):
         return _decide(seen, HostStep.CHECKING, reason=_LOOKING, views=views)
-    if there and all(view.phase is not Phase.STALE for view in views):
+    if seen.flipped and all(view.phase is not Phase.STALE for view in views):
         return _decide(seen, HostStep.REVERTED, reason="; ".join([reverted, *_sick(seen)]), views=views)
     reason = f"{failed}; its permit was taken away before it was back on {seen.build}"
     return _decide(seen, HostStep.FAILED, reason=reason, views=views)
@@ -208,7 +219,7 @@ def _plan_at_rest(seen: Observation, views: tuple[InstanceView, ...]) -> Decisio
     """Nothing has to be restarted and no permit is held: at most something is to be put on record."""
     if views_ready(views):
         if seen.good and seen.failure is None:
-            return _decide(seen, HostStep.CONVERGED, acts=() if seen.tidy else _if_ready(seen, Tidy()), views=views)
+            return _decide(seen, HostStep.CONVERGED, acts=_afterwards(seen), views=views)
         return _settle(seen, HostStep.CONVERGED, views)
     if seen.failure is not None:
         return _decide(seen, HostStep.FAILED, reason=seen.failure, views=views)
@@ -219,6 +230,12 @@ def _plan_at_rest(seen: Observation, views: tuple[InstanceView, ...]) -> Decisio
         f"{facts.name}: {facts.reason}" for facts in seen.instances if facts.health is Health.UNKNOWN and facts.reason
     ]
     return _decide(seen, HostStep.CHECKING, reason=open_questions[0] if open_questions else _LOOKING, views=views)
+
+
+def _afterwards(seen: Observation) -> tuple[Act, ...]:
+    """What is left to do when nothing is left to do."""
+    tidy = () if seen.tidy else _if_ready(seen, Tidy())
+    return tidy if seen.advanced or not seen.connected else (*tidy, *_if_ready(seen, Advance()))
 
 
 def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: Callable[[HostView], Plan]) -> Decision:
@@ -246,7 +263,7 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
         return _decide(seen, HostStep.BLOCKED, reason=obstacle, views=views, plan=plan)
     if not seen.permit.held:
         return _plan_permit(seen, views, plan)
-    if seen.current != seen.build:
+    if not seen.flipped:
         return _plan_flip(seen, views, plan)
     moves = cycle.plan(seen, views, plan)
     acts: tuple[Act, ...] = moves.acts
@@ -271,7 +288,7 @@ def _obstacle(seen: Observation, plan: Plan) -> str:
     blind = [facts for facts in seen.instances if facts.gate_problem] if seen.rules.drain and not seen.permit.held else []
     if blind:
         return f"{blind[0].name}: {blind[0].gate_problem}"
-    in_the_way = seen.flip_problem if seen.current != seen.build else ""
+    in_the_way = seen.flip_problem if not seen.flipped else ""
     return in_the_way or cycle.impossible(plan, seen.rules, len(seen.instances))
 
 
@@ -280,7 +297,7 @@ def _plan_permit(seen: Observation, views: tuple[InstanceView, ...], plan: Plan)
 
 
 def _plan_flip(seen: Observation, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
-    return _begin(seen, HostStep.FLIPPING, Flip(build=seen.build or ""), views, plan)
+    return _begin(seen, HostStep.FLIPPING, Flip(build=seen.build or "", rollout=seen.restart), views, plan)
 
 
 def _begin(seen: Observation, step: HostStep, act: Act, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
@@ -307,6 +324,8 @@ def _decide(
         views = cycle.views(seen)
     if step is not HostStep.RESTARTING:
         acts += cycle.leftovers(seen)
+    if step is not HostStep.WAITING and seen.queued and seen.connected:
+        acts += _if_ready(seen, LeaveQueue())  # whoever waits for nothing must not be waited for
     return Decision(
         step=step,
         acts=acts,

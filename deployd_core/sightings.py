@@ -36,6 +36,8 @@ class Sighting(Struct, frozen=True, kw_only=True):
     """Why it is said to serve that build, or none."""
     release: str | None = None
     """The build in whose release it lives, whatever it serves."""
+    restarted_for: str = ""
+    """The rollout that the last flip before it started was for, when that was a restart."""
     verdict: Verdict
     manager_away: bool = False
     """The manager could not be asked."""
@@ -95,6 +97,7 @@ class Lookout(Struct, frozen=True, kw_only=True):
             serves=running.serves,
             evidence=running.why,
             release=running.release,
+            restarted_for=running.restarted_for,
             verdict=self._check(call, status),
         )
 
@@ -287,6 +290,7 @@ class Watch:
             state=seen.state,
             running=seen.process is not None,
             serves=seen.serves,
+            restarted_for=seen.restarted_for,
             health=seen.verdict.health,
             streak=self._streak,
             healthy_since=self._healthy_since,

@@ -85,6 +85,13 @@ class RestartTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     options: Annotated[Table, Meta(description="the strategy's own options: see `deployd strategies show NAME`")] = {}
 
 
+class OnHostFailure(Enum):
+    """What a host does when the wanted build has failed on it."""
+
+    REVERT = "revert"  # goes back to its last good release, and gives its permit back
+    STAY = "stay"  # stands still, and keeps its permit until a person decides
+
+
 class OnBudget(Enum):
     """What becomes of a rollout in which more hosts failed than its budget allows."""
 
@@ -110,17 +117,13 @@ class WindowsTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     )
 
 
-class OnHostFailure(Enum):
-    """What a host does when the wanted build has failed on it."""
-
-    REVERT = "revert"  # goes back to its last good release, and gives its permit back
-    STAY = "stay"  # stands still, and keeps its permit until a person decides
-
-
 class RolloutTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[rollout]``"""
 
     budget: Annotated[Share, Meta(description="hosts that may fail before the rollout halts")] = Share(0)
+    on_host_failure: Annotated[
+        OnHostFailure, Meta(description="what a host does when the build fails on it: go back to its last good one, or stand still")
+    ] = OnHostFailure.REVERT
     on_budget: Annotated[OnBudget, Meta(description="over budget: halt, or go back to the last build that was completed")] = (
         OnBudget.HALT
     )
@@ -136,9 +139,6 @@ class RolloutTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     )
     windows: Annotated[WindowsTable | None, Meta(description="when hosts may begin")] = None
     permit_alarm: Annotated[Duration, Meta(description="a permit held for longer raises an alarm event")] = Duration("15m")
-    on_host_failure: Annotated[
-        OnHostFailure, Meta(description="what a host does when the build fails on it: go back to its last good one, or stand still")
-    ] = OnHostFailure.REVERT
 
 
 class ServiceSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -121,6 +121,7 @@ def look(here: Here) -> Observation:
         setbacks={},
         waits={},
         facts=dict(strategy.call("gathering facts", lambda plugin: plugin.facts(here.host_call()))),
+        advanced=True,
         connected=True,
         now=now,
     )

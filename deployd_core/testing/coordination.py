@@ -6,18 +6,15 @@ One `MemoryEnsemble` stands for ZooKeeper, with a `MemoryCoordination` per host.
 
 from __future__ import annotations
 
-import bisect
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import NamedTuple, TypeVar
 
-from msgspec import Struct, field
 from msgspec.structs import replace
 
-from deployd_core.admission import Request, admit
-from deployd_core.advancing import Now, Standing, bake_of, begun, lacking, with_failure
+from deployd_core.admission import admit
+from deployd_core.advancing import bake_of, begun, lacking, with_failure
 from deployd_core.coordination import (
     Denial,
     Denied,
@@ -27,7 +24,6 @@ from deployd_core.coordination import (
     Freeze,
     HistoryEntry,
     HostStatus,
-    Link,
     Membership,
     Permit,
     Rollout,
@@ -35,82 +31,16 @@ from deployd_core.coordination import (
     Snapshot,
     Verb,
 )
-from deployd_core.errors import NotFound, Unavailable
+from deployd_core.errors import NotFound
 from deployd_core.model import FleetLimit, Role
-from deployd_core.spec import Promotion, RolloutTable, ServiceSpec
+from deployd_core.spec import Promotion, ServiceSpec
+from deployd_core.testing.handle import MemoryCoordination
+from deployd_core.testing.memory import MemoryService
 
-AnswerT = TypeVar("AnswerT")
+__all__ = ["MemoryCoordination", "MemoryEnsemble"]
 
 _LEAVES = (Denial.FAILED, Denial.PROMOTION, Denial.CHANGED)
 _ASK_AGAIN = 60.0
-
-
-class _Waiter(NamedTuple):
-    """A host in the queue of its zone, in the order of these."""
-
-    rank: tuple[int, int]
-    number: int
-    host: str
-    zone: str
-    rollout_id: str
-
-
-class _Service(Struct, kw_only=True):
-    """The nodes of one service, each with the number of its last write."""
-
-    spec: ServiceSpec | None = None
-    enabled: dict[Role, Enabled] = field(default_factory=dict)
-    rollout: Rollout = Rollout()
-    members: dict[str, Membership] = field(default_factory=dict)
-    zones: Counter[str] = field(default_factory=Counter)
-    away: dict[str, None] = field(default_factory=dict)
-    """Registered hosts whose agent is gone."""
-    down: dict[str, None] = field(default_factory=dict)
-    permits: dict[str, Permit] = field(default_factory=dict)
-    grants: int = 0
-    granted_at: datetime | None = None
-    queues: dict[str, list[_Waiter]] = field(default_factory=dict)
-    waiters: dict[str, _Waiter] = field(default_factory=dict)
-    statuses: dict[str, HostStatus] = field(default_factory=dict)
-    history: list[HistoryEntry] = field(default_factory=list)
-    versions: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
-
-    @property
-    def policy(self) -> RolloutTable:
-        """What the spec says about rollouts."""
-        return self.spec.rollout if self.spec else RolloutTable()
-
-    def rollout_id(self, role: Role) -> str:
-        """The id of the rollout that hosts of a role are part of."""
-        decider = Role.CANARY if role is Role.CANARY and Role.CANARY in self.enabled else Role.FLEET
-        enabled = self.enabled.get(decider)
-        return f"{enabled.build}-{self.versions[f'enabled/{decider.value}']:x}" if enabled else ""
-
-    @property
-    def now(self) -> Now:
-        """What is enabled, and how far it is."""
-        return Now(
-            fleet=self.rollout_id(Role.FLEET),
-            canary=self.rollout_id(Role.CANARY) if Role.CANARY in self.enabled else "",
-            enabled=self.enabled.get(Role.FLEET),
-            hosts=len(self.members) or 1,
-            granted=self.grants,
-        )
-
-    def leave(self, host: str) -> str | None:
-        """Take a host out of the queue; returns the host whose turn it is by that."""
-        waiter = self.waiters.pop(host, None)
-        if waiter is None:
-            return None
-        queue = self.queues[waiter.zone]
-        place = bisect.bisect_left(queue, waiter)
-        del queue[place]
-        return queue[0].host if place == 0 and queue else None
-
-    @property
-    def heads(self) -> list[str]:
-        """The first of every zone."""
-        return [queue[0].host for queue in self.queues.values() if queue]
 
 
 class MemoryEnsemble:
@@ -120,7 +50,7 @@ class MemoryEnsemble:
         self._clock = clock
         self.lock = threading.RLock()
         """Held by whoever calls the methods for hosts."""
-        self._services: defaultdict[str, _Service] = defaultdict(_Service)
+        self._services: defaultdict[str, MemoryService] = defaultdict(MemoryService)
         self._freeze: Freeze | None = None
         self._writes = 0
         self._handles: dict[str, MemoryCoordination] = {}
@@ -200,7 +130,7 @@ class MemoryEnsemble:
         """Let the fleet have the build of the canary hosts; returns the id of the rollout."""
         with self.lock:
             found = self._existing(service)
-            build = self._unpromoted(found)
+            build = found.unpromoted()
             if build is not None and Role.CANARY in found.enabled:
                 self.enable(service, build.build, build.digest, by=by, verb=Verb.PROMOTE)
             elif build is not None:
@@ -276,9 +206,10 @@ class MemoryEnsemble:
             found.down[status.host] = None
         elif status.host in found.down:
             del found.down[status.host]
+            self._handles[status.host].back()
             self._tell(service, found.heads)
 
-    def _existing(self, service: str) -> _Service:
+    def _existing(self, service: str) -> MemoryService:
         found = self._services.get(service)
         if found is None or found.spec is None:
             raise NotFound(f"no service {service!r}")
@@ -305,16 +236,17 @@ class MemoryEnsemble:
             if host in self._handles:
                 self._handles[host].changed(service)
 
-    def register(self, service: str, host: str, zone: str) -> None:
+    def register(self, service: str, host: str, zone: str, *, is_back: bool) -> None:
         """Make a host a member, if the service exists; one that comes back need not be excused any more."""
         found = self._services.get(service)
         if found is None or found.spec is None:
             return
         before = found.members.get(host)
-        if before is None or before.zone != zone or before.excused is not None:
+        excuse = None if is_back or before is None else before.excused
+        if before is None or before.zone != zone or before.excused != excuse:
             found.zones[before.zone if before else zone] -= before is not None
             found.zones[zone] += 1
-            found.members[host] = replace(before, zone=zone, excused=None) if before else Membership(zone=zone)
+            found.members[host] = replace(before, zone=zone, excused=excuse) if before else Membership(zone=zone)
             self._wrote(service, f"hosts/{host}")
 
     def read(self, service: str, host: str, zone: str) -> Snapshot:
@@ -357,53 +289,25 @@ class MemoryEnsemble:
         if counts and not self._first(found, snapshot, priority):
             zone = snapshot.membership.zone
             return Denied(code=Denial.QUEUED, reason=f"in the queue of zone {zone}: others asked first")
-        decision = admit(self._request(found, snapshot, limit))
+        decision = admit(found.request(snapshot, limit, self._freeze, self._clock()))
         if isinstance(decision, Denied):
             if decision.code in _LEAVES:
                 self.leave(snapshot.service, host)
             return decision
         return self._grant(found, snapshot)
 
-    def _first(self, found: _Service, snapshot: Snapshot, priority: int) -> bool:
-        """Stand in the queue, and see whether this host is the first of its zone."""
-        host, zone = snapshot.host, snapshot.membership.zone
-        kind = 0 if host in found.down else 1 if snapshot.membership.role is Role.CANARY else 2
-        rank = (kind, -priority if kind == 2 else 0)
-        before = found.waiters.get(host)
-        if before is None or (before.rank, before.zone, before.rollout_id) != (rank, zone, snapshot.rollout_id):
-            self.leave(snapshot.service, host)
-            self._writes += 1
-            waiter = found.waiters[host] = _Waiter(rank, self._writes, host, zone, snapshot.rollout_id)
-            bisect.insort(found.queues.setdefault(zone, []), waiter)
-        return found.queues[zone][0].host == host
+    def _first(self, found: MemoryService, snapshot: Snapshot, priority: int) -> bool:
+        self._writes += 1
+        first, turn = found.first(snapshot, priority, self._writes)
+        self._tell(snapshot.service, [turn] if turn else [])
+        return first
 
     def leave(self, service: str, host: str) -> None:
         """Take a host out of the queue."""
         next_one = self._services[service].leave(host)
         self._tell(service, [next_one] if next_one else [])
 
-    def _request(self, found: _Service, snapshot: Snapshot, limit: FleetLimit) -> Request:
-        zone, down = snapshot.membership.zone, {**found.away, **found.down}
-        return Request(
-            host=snapshot.host,
-            zone=zone,
-            role=snapshot.membership.role,
-            build=snapshot.enabled.build if snapshot.enabled else "",
-            rollout_id=snapshot.rollout_id,
-            rollout=found.rollout,
-            freeze=self._freeze,
-            policy=found.policy,
-            holders={host: permit.zone for host, permit in found.permits.items()},
-            down={host: found.members[host].zone for host in down if found.members[host].excused is None},
-            hosts=len(found.members) or 1,
-            zone_hosts=found.zones[zone],
-            granted=found.grants - found.rollout.grants_before,
-            last_grant=found.granted_at,
-            limit=limit,
-            now=self._clock(),
-        )
-
-    def _grant(self, found: _Service, snapshot: Snapshot) -> Permit:
+    def _grant(self, found: MemoryService, snapshot: Snapshot) -> Permit:
         now, token = self._clock(), self._writes + 1
         permit = Permit(
             host=snapshot.host,
@@ -457,7 +361,7 @@ class MemoryEnsemble:
         promotes = snapshot.membership.role is Role.CANARY and found.policy.promotion is Promotion.AUTO
         if found.permits and not promotes:
             return _ASK_AGAIN
-        hosts = self._standings(found) if promotes or rollout_id not in found.rollout.done else ()
+        hosts = found.standings() if promotes or rollout_id not in found.rollout.done else ()
         if rollout_id not in found.rollout.done and not lacking(rollout_id, hosts):
             role = Role.FLEET if rollout_id == found.rollout_id(Role.FLEET) else Role.CANARY
             at, enabled = self._clock().isoformat(), found.enabled[role]
@@ -465,7 +369,7 @@ class MemoryEnsemble:
             found.rollout = replace(found.rollout, done={**found.rollout.done, rollout_id: at}, completed=completed)
             found.history.append(HistoryEntry(verb=Verb.COMPLETE, build=enabled.build, role=role, at=at, rollout=rollout_id))
             self._wrote(snapshot.service, "rollout")
-        build = self._unpromoted(found) if promotes else None
+        build = found.unpromoted() if promotes else None
         if build is None:
             return None if rollout_id in found.rollout.done else _ASK_AGAIN
         baked, now = bake_of(build.build, hosts).baked_at(found.policy), self._clock()
@@ -473,119 +377,3 @@ class MemoryEnsemble:
             return _ASK_AGAIN if baked is None or now >= baked else (baked - now).total_seconds()
         self.promote(snapshot.service, by="deployd")
         return None
-
-    def _unpromoted(self, found: _Service) -> Enabled | None:
-        fleet, canary = found.enabled.get(Role.FLEET), found.enabled.get(Role.CANARY)
-        if canary is not None:
-            return None if fleet is not None and fleet.build == canary.build else canary
-        return fleet if fleet and found.policy.canary_first and found.rollout.promoted != fleet.build else None
-
-    def _standings(self, found: _Service) -> tuple[Standing, ...]:
-        return tuple(
-            Standing(
-                host=host,
-                role=member.role,
-                rollout_id=found.rollout_id(member.role),
-                build=found.rollout_id(member.role).rpartition("-")[0],
-                alive=host not in found.away,
-                excused=member.excused is not None,
-                status=found.statuses.get(host),
-                permit=found.permits.get(host),
-            )
-            for host, member in sorted(found.members.items())
-        )
-
-
-class MemoryCoordination:
-    """What one host uses of an ensemble; made by `MemoryEnsemble.coordination`. `link` can be set."""
-
-    def __init__(self, ensemble: MemoryEnsemble, host: str, wake: Callable[[str], object]) -> None:
-        self._ensemble = ensemble
-        self._host = host
-        self._wake = wake
-        self._link = Link.CONNECTED
-        self._zones: dict[str, str] = {}
-        self._watched: set[str] = set()
-        self._lost_answers: list[bool] = []
-
-    @property
-    def link(self) -> Link:
-        """The state of the connection. Setting it wakes the engine, as a broken or new connection does.
-
-        With LOST the session is over: the agent counts as gone until the link is CONNECTED again.
-        """
-        return self._link
-
-    @link.setter
-    def link(self, link: Link) -> None:
-        before, self._link = self._link, link
-        with self._ensemble.lock:
-            if link is Link.LOST:
-                self._ensemble.went(self._host)
-            elif link is Link.CONNECTED and before is Link.LOST:
-                self._ensemble.came(self._host)
-        for service in sorted({*self._zones, *self._watched}):
-            self._wake(service)
-
-    def lose_next_answer(self, *, applied: bool = True) -> None:
-        """Have the next write raise `Unavailable`, although it was carried out (or, with `applied` false, was not)."""
-        self._lost_answers.append(applied)
-
-    def join(self, service: str, zone: str) -> None:
-        """Make this host a member with the next `snapshot`."""
-        self._zones[service] = zone
-
-    def snapshot(self, service: str) -> Snapshot:
-        """Read everything about a service; a later change wakes the engine once."""
-        self._require_link()
-        with self._ensemble.lock:
-            if service in self._zones:
-                self._ensemble.register(service, self._host, self._zones[service])
-            self._watched.add(service)
-            return self._ensemble.read(service, self._host, self._zones.get(service, "default"))
-
-    def take_permit(self, snapshot: Snapshot, limit: FleetLimit, *, priority: int = 0) -> Permit | Denied:
-        """Ask for a permit under what the snapshot said."""
-        return self._write(lambda: self._ensemble.take(snapshot, limit, priority))
-
-    def leave_queue(self, service: str) -> None:
-        """Stand in the queue no longer."""
-        self._write(lambda: self._ensemble.leave(service, self._host))
-
-    def release_permit(self, snapshot: Snapshot, status: HostStatus, *, keep_failure: bool = False) -> None:
-        """Give the permit back and report; clears this host's failure unless it is kept."""
-        token = snapshot.permit.token if snapshot.permit else None
-        self._write(lambda: self._ensemble.release(snapshot.service, self._host, status, token=token, keep_failure=keep_failure))
-
-    def record_failure(self, snapshot: Snapshot, reason: str) -> None:
-        """Enter this host's failure, with what follows from it."""
-        self._write(lambda: self._ensemble.record_failure(snapshot, reason))
-
-    def report(self, service: str, status: HostStatus) -> None:
-        """Write this host's report."""
-        self._write(lambda: self._ensemble.write_status(service, status))
-
-    def advance(self, snapshot: Snapshot, may_promote: Callable[[str], str]) -> float | None:
-        """Take the rollout further when it is time."""
-        return self._write(lambda: self._ensemble.advance(snapshot, may_promote))
-
-    def changed(self, service: str) -> None:
-        """Be told that something of a service was written; wakes once until the next `snapshot`."""
-        if service in self._watched:
-            self._watched.discard(service)
-            self._wake(service)
-
-    def _write(self, write: Callable[[], AnswerT]) -> AnswerT:
-        self._require_link()
-        applied = self._lost_answers.pop(0) if self._lost_answers else None
-        if applied is False:
-            raise Unavailable("the connection broke before the write was sent")
-        with self._ensemble.lock:
-            answer = write()
-        if applied:
-            raise Unavailable("the connection broke before the answer came")
-        return answer
-
-    def _require_link(self) -> None:
-        if self._link is not Link.CONNECTED:
-            raise Unavailable("the connection to the ensemble is not there")

@@ -128,6 +128,11 @@ class ZooKeeperCoordination:
             return self._services[name]
 
     def _on_link(self, link: Link) -> None:
+        with self._lock:
+            known = dict(self._services)
+        if link is Link.LOST:
+            for service in known.values():
+                service.back()
         if link is Link.CONNECTED and self._info is not None:
             try:
                 self.announce(self._info)
@@ -135,10 +140,8 @@ class ZooKeeperCoordination:
                 _log.error("%s; no permit is taken until it is gone", error)
             except Unavailable:
                 pass  # gone again: the next CONNECTED comes back here
-        with self._lock:
-            known = list(self._services)
-        for service in known:
-            self._wake(service)
+        for name in known:
+            self._wake(name)
 
 
 class _Service:
@@ -151,6 +154,7 @@ class _Service:
         self._wake = wake
         self._paths = ServicePaths(name)
         self._zone: str | None = None
+        self._is_back = False
         self._last: Snapshot | None = None
         self._readings = -1
         self._woken = threading.Event()
@@ -162,6 +166,11 @@ class _Service:
 
     def join(self, zone: str) -> None:
         self._zone = zone
+        self.back()
+
+    def back(self) -> None:
+        """This host is back: whoever has excused it meanwhile need not any more."""
+        self._is_back = True
         self._last = None
 
     def snapshot(self) -> Snapshot:
@@ -201,6 +210,8 @@ class _Service:
         except Unavailable:
             self._down = None  # it may have been written
             raise
+        if self._down and not status.down:
+            self.back()
         self._down = status.down
 
     def _changed(self) -> None:
@@ -265,9 +276,10 @@ class _Service:
             return False
         path = self._paths.host(self._host)
         known = Problems(self._session).read(layout.decode_membership, path, node, None) if node else None
-        if node is not None and (known is None or (known.zone == self._zone and known.excused is None)):
+        excused, self._is_back = self._is_back and known is not None and known.excused is not None, False
+        if node is not None and (known is None or (known.zone == self._zone and not excused)):
             return False
-        register(self._session, self._name, self._host, self._zone)
+        register(self._session, self._name, self._host, self._zone, is_back=excused)
         self._cache.forget(path)  # our own write: do not wait for its watch
         return True
 

@@ -78,8 +78,8 @@ class RollCall:
         return self._zones[1]
 
 
-def register(session: Session, service: str, host: str, zone: str) -> None:
-    """Make a host a member, or correct its zone; the role it has is kept, and nobody need excuse it any more.
+def register(session: Session, service: str, host: str, zone: str, *, is_back: bool = False) -> None:
+    """Make a host a member, or correct its zone; the role it has is kept. One that is back is excused no more.
 
     Nothing happens when the service is gone.
     """
@@ -92,8 +92,9 @@ def register(session: Session, service: str, host: str, zone: str) -> None:
                 return
             # One that cannot be read is left to a person: the role in it may have been canary.
             membership = layout.decode_membership(session.where(path), node.data)
-            if membership.zone != zone or membership.excused is not None:
-                session.set(path, layout.encode(replace(membership, zone=zone, excused=None)), node.stat.version)
+            wanted = replace(membership, zone=zone, excused=None if is_back else membership.excused)
+            if membership != wanted:
+                session.set(path, layout.encode(wanted), node.stat.version)
         except Refused as error:
             if node is None and error.missing:
                 ensure_scaffold(session, service)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -119,6 +119,7 @@ class Desk:
         self.place = Place(session, service, cache.watch)
         self._nonce = secrets.token_hex(8)
         self._roll_call = RollCall(session, service, cache)
+        self._holding: dict[str, datetime] = {}
         self.held = 0
         """Permits held by anybody, as of the last time that it was this host's turn to look."""
         self.hosts = 0
@@ -170,7 +171,7 @@ class Desk:
         self.held, self.hosts = len(scene.holders), scene.roll.hosts
         decision = admit(_request(asking, scene, snapshot.host))
         if isinstance(decision, Denied):
-            return decision
+            return replace(decision, stuck=self._stuck(asking, scene))
         behind = self.place.behind_us() if asking.counts else ()
         if behind is None or (asking.counts and self.place.path is None):
             return None
@@ -195,6 +196,12 @@ class Desk:
             granted_at=permits.stat.mtime,
             roll=self._roll_call.call(_percent_zone(asking)),
         )
+
+    def _stuck(self, asking: Asking, scene: _Scene) -> tuple[str, ...]:
+        """Those that have held a permit for too long; only from their names, so that looking costs nothing."""
+        self._holding = {host: self._holding.get(host, asking.now) for host in scene.holders}
+        latest = asking.now - timedelta(seconds=float(asking.policy.permit_alarm))
+        return tuple(sorted(host for host, since in self._holding.items() if since <= latest))
 
     def _also(self, asking: Asking, scene: _Scene, behind: Sequence[str]) -> list[tuple[str, Waiter]]:
         """Those behind us that there is room for, in their order and up to the first that there is none for."""
@@ -246,7 +253,7 @@ class Desk:
 def release(
     session: Session, service: str, host: str, status: HostStatus, *, held: bool, failed: bool, was_down: bool | None
 ) -> None:
-    """Give the permit back, report, and clear the host's failure, in one transaction.
+    """Give the permit back, report, and clear the host's failure if it is to go, in one transaction.
 
     Args:
         session: The connection.

@@ -119,7 +119,7 @@ def test_a_manager_that_is_away_is_no_failure_of_the_build(failure: str | None, 
 
     away = decide(web, waits=waits, **changes)
     back = msgspec.structs.replace(SERVING, serves=target, health=Health.UNHEALTHY, ordered=True)
-    soon = decide(back, waits=dict.fromkeys(away.waits, 100.0), **changes | {"setbacks": {}})
+    soon = decide(back, waits={key: waits.get(key, 100.0) for key in away.waits}, **changes | {"setbacks": {}})
 
     for decision in (away, soon):
         assert (decision.step, decision.acts) == (HostStep.REVERTING if failure else HostStep.RESTARTING, ())

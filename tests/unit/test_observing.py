@@ -51,6 +51,7 @@ def last_good(*releases: ReleaseInfo, good: tuple[str, ...], flipped: str = "") 
         waits=waits,
         facts={},
         connected=True,
+        advanced=True,
         now=0.0,
     ).last_good
 

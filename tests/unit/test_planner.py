@@ -55,6 +55,8 @@ class Process:
 
     serves: str | None
     started: float
+    restarted_for: str = ""
+    """The rollout of the flip before it was started."""
     closed: bool = False
     warm: bool = False
     busy: int = 0
@@ -90,6 +92,9 @@ class World:
     old_sick: frozenset[str] = frozenset()
     """Instances that do not get healthy on v1 any more."""
     revert: bool = True
+    restart: str = ""
+    """The rollout, when it asks for a restart."""
+    flipped_for: str = ""
     rules: Rules = Rules(healthy_timeout=20, stable_for=0.5, healthy_after=2)
     digest_known: bool = True
     stuck: frozenset[str] = frozenset()
@@ -147,6 +152,8 @@ class World:
             ),
             steps=STEPS,
             current=self.current,
+            restart=self.restart,
+            flipped_for=self.flipped_for,
             good=self.good == "v2",
             last_good="v1" if self.good == "v1" else None,
             instances=tuple(self._facts(name) for name in self.instances),
@@ -175,6 +182,7 @@ class World:
             state=State.RUNNING if process.serves else State.STOPPED,
             running=process.serves is not None,
             serves=process.serves,
+            restarted_for=process.restarted_for,
             health=Health.HEALTHY if healthy else Health.UNHEALTHY,
             streak=9 if healthy else 0,
             healthy_since=process.started + self.startup if healthy else None,
@@ -212,10 +220,10 @@ class World:
                 assert set(STEPS) == self.steps, "a permit is asked for only when everything is staged"
                 assert self.failure is None, "a host that has failed asks for nothing"
                 self.permit = True
-            case Flip(build=build):
+            case Flip(build=build, rollout=rollout):
                 assert self.permit, "never flipped without a permit"
                 assert build == "v2" or self.failure, "nobody goes back without a reason that is on record"
-                self.current = build
+                self.current, self.flipped_for = build, rollout
                 self.memory.pop("ordered", None)
             case Settle():
                 self._settle(act)
@@ -260,12 +268,13 @@ class World:
                 assert process.closed or self.rules.drain is None or self.lapses, "what is cold is not in front of its clients"
                 process.warm = True
             case Restart():
-                assert process.serves != self.current, "what is right is not restarted"
+                now_right = (process.serves, process.restarted_for) == (self.current, self.flipped_for)
+                assert not now_right, "what is right is not restarted"
                 assert self.permit, "nothing is restarted without a permit"
                 if self.rules.drain is not None:
                     self._check_drained(act, process, self.rules.drain)
                 self.restarts[name] = self.restarts.get(name, 0) + 1
-                fresh = Process(serves=self.current, started=self.now, closed=process.closed)
+                fresh = Process(serves=self.current, started=self.now, closed=process.closed, restarted_for=self.flipped_for)
                 fresh.until, fresh.owner, fresh.drains_since = process.until, process.owner, process.drains_since
                 self.instances[name] = fresh
                 self.memory.setdefault("ordered", set()).add(name)
@@ -451,6 +460,52 @@ def test_a_retry_in_mid_revert_goes_straight_on_with_the_kept_permit(seconds: fl
     assert drive(world, one_by_one).step is HostStep.CONVERGED
 
 
+@pytest.mark.parametrize("strategy", [everything, one_by_one])
+def test_a_restart_restarts_every_instance_once_although_it_serves_the_build(strategy: Any) -> None:
+    """The same permit, floor and cycle as for a new build; afterwards there is nothing left to do."""
+    world = serving_v2(3, restart="r7", rules=Rules(healthy_timeout=20, stable_for=0.5, min_available=Share(2)))
+
+    decision = drive(world, strategy)
+
+    assert decision.step is HostStep.CONVERGED
+    assert world.restarts == dict.fromkeys(world.instances, 1)
+    assert (world.permit, world.flipped_for, world.lowest) == (False, "r7", 2)
+    assert plan_host(world.observe(), strategy).acts == ()
+
+
+def test_what_was_restarted_since_the_flip_is_not_restarted_again() -> None:
+    """An agent that was killed in the middle finds who is done by when it was started."""
+    world = serving_v2(3, restart="r7", flipped_for="r7", permit=True)
+    world.instances["web@8001"].restarted_for = "r7"
+
+    assert drive(world, everything).step is HostStep.CONVERGED
+    assert world.restarts == {"web@8000": 1, "web@8002": 1}
+
+
+def test_a_build_that_was_good_is_not_exchanged_for_another_when_it_fails_in_a_restart() -> None:
+    """No other build was in play: the host keeps its permit, and what can serve is open."""
+    world = serving_v2(2, restart="r7", sick=frozenset({"web@8000"}))
+
+    decision = drive(world, one_by_one)
+
+    assert (decision.step, world.current, world.permit) == (HostStep.BROKEN, "v2", True)
+
+
+def test_the_way_back_from_a_restart_that_was_a_deploy_here_restarts_only_what_had_left() -> None:
+    """A host that had yet to get the build goes back to its own last good one, of which nobody asked a restart."""
+    world = fresh_world(3, restart="r7", sick=frozenset({"web@8000"}))
+
+    assert drive(world, one_by_one).step is HostStep.REVERTED
+    assert world.restarts == {"web@8000": 2}
+
+
+def serving_v2(count: int, **changes: Any) -> World:
+    world = fresh_world(count, **{"current": "v2", "good": "v2", "fetched": True, "unpacked": True, "steps": set(STEPS)} | changes)
+    for process in world.instances.values():
+        process.serves = "v2"
+    return world
+
+
 def go_on(world: World, strategy: Any) -> Decision:
     """One round in which nothing fails."""
     decision = plan_host(world.observe(), strategy)
@@ -485,7 +540,7 @@ def test_a_host_without_another_good_release_is_broken_until_the_wanted_one_gets
     decision = drive(world, everything)
 
     assert decision.step is HostStep.BROKEN
-    assert decision.reason.endswith("; there is no other good release on this host to go back to")
+    assert decision.reason.endswith("; there is no other good build to go back to")
     assert (world.permit, world.current) == (True, "v2")
     world.sick = frozenset()
     assert drive(world, everything).step is HostStep.CONVERGED
@@ -618,7 +673,8 @@ def test_from_every_state_whatever_fails_it_converges_reverts_or_is_broken_as_th
         digest_known=data.draw(st.booleans()),
         sick=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 3)) == 0),
         old_sick=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 7)) == 0),
-        good=data.draw(st.sampled_from(["v1", "v1", "v1", None]), label="last good"),
+        good=data.draw(st.sampled_from(["v1", "v1", "v1", None, "v2"]), label="last good"),
+        restart=data.draw(st.sampled_from(["", "", "r7"]), label="restart"),
         stuck=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 5)) == 0),
         pooled=data.draw(st.booleans(), label="pooled"),
         returns_after=data.draw(st.sampled_from([0.0, 1.0, 3.0, None]), label="clients come back after"),
@@ -631,19 +687,23 @@ def test_from_every_state_whatever_fails_it_converges_reverts_or_is_broken_as_th
         ),
     )
     if world.current == "v2":
-        world.unpacked, world.fetched, world.steps, world.permit = True, True, set(STEPS), True
+        world.unpacked, world.fetched, world.steps = True, True, set(STEPS)
+        world.flipped_for = data.draw(st.sampled_from(["", world.restart]), label="flipped for")
+        world.permit = world.permit or world.flipped_for == world.restart
     for process in world.instances.values():
         if world.current == "v2":
             process.serves = data.draw(st.sampled_from(["v1", "v2", None]))
+            process.restarted_for = data.draw(st.sampled_from(["", world.flipped_for])) if process.serves == "v2" else ""
         process.closed = gate and data.draw(st.booleans())
         process.until, process.drains_since = data.draw(st.sampled_from([0.5, 30.0])), 0.0 if process.closed else None
 
+    no_way_back = world.good != "v1"
     decision = drive(world, data.draw(st.sampled_from([everything, one_by_one])), data)
 
     may_not_drain = gate and policy is not AtDeadline.PROCEED and (world.stuck or world.trouble)
     check_the_end(world, decision)
     if world.sick or not may_not_drain:
-        both_bad = world.old_sick or world.good is None
+        both_bad = world.old_sick or no_way_back
         expected = HostStep.CONVERGED if not world.sick else HostStep.BROKEN if both_bad else HostStep.REVERTED
         assert decision.step is expected or (may_not_drain and decision.step is HostStep.BROKEN)
 
@@ -656,6 +716,7 @@ def check_the_end(world: World, decision: Decision) -> None:
         case HostStep.CONVERGED:
             assert (world.current, world.permit, world.failure, shut) == ("v2", False, None, [])
             assert serving <= {"v2"}
+            assert {process.restarted_for for process in world.instances.values()} <= {world.restart}
         case HostStep.REVERTED:
             assert (world.current, world.permit, shut) == ("v1", False, [])
             assert serving <= {"v1"}
