@@ -13,11 +13,13 @@ from msgspec.structs import replace
 
 from deployd_core.acts import (
     Act,
+    Advance,
     CloseGate,
     CloseIdle,
     Fetch,
     Flip,
     InstanceAct,
+    LeaveQueue,
     OpenGate,
     RecordFailure,
     Resolve,
@@ -50,7 +52,7 @@ _FLAP = (0.5, 3.5)
 _GATE = 0.02
 _FLIPS = 20
 """Flips that a disk remembers."""
-_WRITES = (TakePermit, Settle, RecordFailure)
+_WRITES = (TakePermit, Settle, RecordFailure, LeaveQueue, Advance)
 
 
 class Task(Struct, frozen=True, kw_only=True):
@@ -122,8 +124,8 @@ def digest_of(build: str) -> str:
     return f"sha256:{hashlib.sha256(build.encode()).hexdigest()}"
 
 
-def _flip(build: str) -> FlipRecord:
-    return FlipRecord(build=build, boot="", boot_time=0.0, at="")
+def _flip(build: str, rollout: str = "") -> FlipRecord:
+    return FlipRecord(build=build, boot="", boot_time=0.0, at="", rollout=rollout)
 
 
 def _with_release(disk: Disk, build: Build) -> Disk:
@@ -197,20 +199,27 @@ def _end(host: VirtualHost, task: Task, number: int) -> None:
 
 
 def _perform(host: VirtualHost, task: Task) -> Any:
-    act, coordination, snapshot = task.act, host.coordination, task.snapshot
-    if isinstance(act, _WRITES):
+    if isinstance(task.act, _WRITES):
         _lose(host)
-    match act:
+        return _write(host, task)
+    if isinstance(task.act, InstanceAct):
+        return _touch(host, task.act)
+    return _change_disk(host, task)
+
+
+def _write(host: VirtualHost, task: Task) -> Any:
+    coordination, snapshot = host.coordination, task.snapshot
+    match task.act:
         case TakePermit(limit=limit, priority=priority):
             return coordination.take_permit(snapshot, limit, priority=priority)
         case RecordFailure(reason=reason):
             return coordination.record_failure(snapshot, reason)
-        case Settle():
-            return _settle(host, task)
-        case InstanceAct():
-            return _touch(host, act)
+        case LeaveQueue():
+            return coordination.leave_queue(host.world.service)
+        case Advance():
+            return coordination.advance(snapshot, lambda _: "")
         case _:
-            return _change_disk(host, task)
+            return _settle(host, task)
 
 
 def _lose(host: VirtualHost) -> None:
@@ -252,8 +261,8 @@ def _change_disk(host: VirtualHost, task: Task) -> str | None:
         case RunStep(marker=marker):
             info = disk.releases[build.id]
             host.disk = replace(disk, releases={**disk.releases, build.id: replace(info, steps=info.steps | {marker})})
-        case Flip(build=there):
-            host.disk = replace(disk, current=there, flips=(*disk.flips, _flip(there))[-_FLIPS:])
+        case Flip(build=there, rollout=rollout):
+            host.disk = replace(disk, current=there, flips=(*disk.flips, _flip(there, rollout))[-_FLIPS:])
         case Tidy():
             kept = {build.id, disk.current, *disk.good[:2]}
             host.disk = replace(disk, releases={name: info for name, info in disk.releases.items() if name in kept})
@@ -326,14 +335,17 @@ def _learn(host: VirtualHost, task: Task, value: Any, error: DeploydError | None
         else:
             host.setbacks.succeeded(act.key)
             _learn_success(host, task, value)
-    if error is not None or not isinstance(act, Restart | TakePermit):
-        host.stir()  # of those two, the look that follows and the answer say more
+    if error is not None or not isinstance(act, Restart | TakePermit | Advance):
+        host.stir()  # after a restart the look that follows says more; the others stir it when there is something to do
 
 
 def _learn_success(host: VirtualHost, task: Task, value: Any) -> None:
     match task.act:
         case Settle():
             host.tidy = False
+            host.turn.finished()
+        case Advance():
+            host.turn.looked(value, host.world.clock.now)
         case TakePermit() as act:
             host.answered(value, task.started, act)
         case RecordFailure():

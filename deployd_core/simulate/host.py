@@ -16,7 +16,7 @@ from deployd_core.clock import rfc3339
 from deployd_core.config import ServiceSetup
 from deployd_core.coordination import Denial, Denied, HostStatus, Link, Permit, Snapshot
 from deployd_core.errors import DeploydError
-from deployd_core.model import HostView, Phase, Plan
+from deployd_core.model import HostView, Phase, Plan, Role
 from deployd_core.observation import InstanceFacts
 from deployd_core.observing import observe
 from deployd_core.planner import Decision, HostStep, plan_host
@@ -26,12 +26,12 @@ from deployd_core.simulate import acting, looks
 from deployd_core.simulate.faults import FaultKind
 from deployd_core.simulate.instance import NEVER, VirtualInstance
 from deployd_core.simulate.scenario import HostSetup
+from deployd_core.spec import Promotion
+from deployd_core.turn import Turn
 
 if TYPE_CHECKING:
     from deployd_core.simulate.world import World
 
-_AGAIN = 60.0
-"""Seconds after which a host asks again without having been woken."""
 _RETRY = 1.0
 _READ = ("rollout_id", "spec", "enabled", "permit", "hosts", "permits", "membership")
 _GIVING_BACK = ("takepermit", "settle", "recordfailure")
@@ -131,6 +131,7 @@ class VirtualHost:
         self.tidy = tidy
         self.waits: dict[str, float] = {}
         self.setbacks = Setbacks(self.world.rng)
+        self.turn = Turn(self.setbacks, self.world.clock, self.world.rng)
         self.watches = [Watch(instance.model) for instance in self.instances]
         self.known: list[InstanceFacts | None] = [None] * len(self.instances)
         self.looks = [NEVER] * len(self.instances)
@@ -243,6 +244,7 @@ class VirtualHost:
             self.facts(),
             digest=None,
             tidy=self.tidy,
+            advanced=self.turn.advanced,
             busy=frozenset(self.busy),
             setbacks=self.setbacks.by_key,
             waits=self.waits,
@@ -292,6 +294,7 @@ class VirtualHost:
         self.tidy = False
         self.setbacks.clear()
         self.waits.clear()
+        self.turn.begin(self.snapshot.hosts if self.snapshot else 1)
         self.forget_orders()
 
     def forget_orders(self) -> None:
@@ -302,20 +305,17 @@ class VirtualHost:
 
     def answered(self, answer: Permit | Denied, started: float, act: TakePermit) -> None:
         """Coordination has answered the question for a permit."""
-        now = self.world.clock.now
+        changed = self.turn.answered(answer, self.world.clock.now) or self.woken_at >= started
         if isinstance(answer, Permit):
             self.world.judge.granted(self, answer, act)
             self.asked_again = False
-            self.changed = True
-        elif answer.code is not Denial.CHANGED and self.woken_at < started:
-            self.setbacks.refused("takepermit", answer.reason, now, retry_after=_AGAIN)
+        elif not changed:
             self.asleep = answer.code in _WOKEN
-            self.reason = answer.reason
             self.full_at = len(answer.blockers) if answer.code is Denial.SLOTS_FULL else None
+            self.reason = answer.reason
             if self.asleep:
                 return  # a plan made of that says what the last one said
-        else:
-            self.changed = True
+        self.changed |= changed
         self.stir()
 
     def ask_again(self) -> None:
@@ -355,7 +355,7 @@ class VirtualHost:
         """Come back when something is due that no event will tell of."""
         due = [decision.deadline] if decision.deadline is not None and decision.deadline > now else []
         for key, setback in self.setbacks.by_key.items():
-            if now < setback.retry_at < NEVER and not (self.asleep and key == "takepermit"):
+            if now < setback.retry_at < NEVER and not self._idle(key):
                 due.append(setback.retry_at)
         drain = self.setup.drain if self.setup is not None else None
         for number, view in enumerate(decision.instances):
@@ -371,6 +371,13 @@ class VirtualHost:
                 looks.plan_look(self, number, facts)
         if due:
             self.stir_at(min(due))
+
+    def _idle(self, key: str) -> bool:
+        """Whether a question, asked every minute, hears the same until this host is woken or is the last to finish."""
+        if key == "advance":
+            policy = (self.setup or self.world.setup).spec.rollout
+            return self.role is not Role.CANARY or policy.promotion is not Promotion.AUTO
+        return self.asleep and key == "takepermit"
 
 
 def _same(before: Snapshot | None, after: Snapshot | None) -> bool:

@@ -152,8 +152,8 @@ def running(directory: Path, spec: ServiceSpec) -> Iterator[Fleet]:
 
 
 def in_short(keys: list[str]) -> list[str]:
-    """Acts in order, without looks and reports, and with questions for a permit that follow each other as one."""
-    acts = [key for key in keys if not key.startswith(("look:", "report"))]
+    """Acts in order, without looks, reports and whether all are done, and questions for a permit that follow each other as one."""
+    acts = [key for key in keys if not key.startswith(("look:", "report", "advance"))]
     return [key for before, key in zip([None, *acts], acts, strict=False) if key != before]
 
 

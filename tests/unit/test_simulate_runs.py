@@ -43,7 +43,9 @@ def test_a_host_does_what_an_agent_does():
 
     cycle = ["closegate", "restart", "opengate"]
     staged = ["fetch:v2", "unpack:v2", "takepermit", "flip"]
-    assert staged + [f"{act}:web@{port}" for port in (8001, 8002) for act in cycle] + ["settle", "tidy"] == acts(record, "host-1")
+    assert staged + [f"{act}:web@{port}" for port in (8001, 8002) for act in cycle] + ["settle", "tidy", "advance"] == acts(
+        record, "host-1"
+    )
 
 
 @pytest.mark.parametrize("strategy", OPTIONS)
