@@ -63,6 +63,13 @@ def admit(request: Request) -> Granted | Denied:
     return next((denied for rule in rules if (denied := rule(request)) is not None), Granted())
 
 
+def unpromoted(policy: RolloutTable, role: Role, rollout: Rollout, build: str) -> Denied | None:
+    """The answer to a host whose build is for the canary hosts alone for now; None when it may have it."""
+    if not policy.canary_first or role is Role.CANARY or rollout.promoted == build:
+        return None
+    return Denied(code=Denial.PROMOTION, reason=f"{build} is for the canary hosts until it is promoted")
+
+
 def over_budget(rollout: Rollout, rollout_id: str, budget: Share, hosts: int) -> str:
     """Why a rollout must not go on: more of its hosts failed than the budget allows. Empty while it may."""
     failed = rollout.failed_in(rollout_id)
@@ -135,9 +142,7 @@ def _outside_window(request: Request) -> Denied | None:
 
 
 def _unpromoted(request: Request) -> Denied | None:
-    if not request.policy.canary_first or request.role is Role.CANARY or request.rollout.promoted == request.build:
-        return None
-    return Denied(code=Denial.PROMOTION, reason=f"{request.build} is for the canary hosts until it is promoted")
+    return unpromoted(request.policy, request.role, request.rollout, request.build)
 
 
 def _failed(request: Request) -> Denied | None:

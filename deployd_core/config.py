@@ -60,7 +60,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         "127.0.0.1"
     )
     services: Annotated[tuple[str, ...], Meta(description="the services this host runs")] = ()
-    state_directory: Annotated[str, Meta(description="the agent's lock file")] = "/run/deployd"
+    state_directory: Annotated[str, Meta(description="the agent's lock file, and which gates it uses")] = "/run/deployd"
     observe_every: Annotated[Duration, Meta(description="how often an idle agent looks at its instances")] = Duration("30s")
     zookeeper: ZooKeeperTable = ZooKeeperTable()
     plugins: PluginsTable = PluginsTable()

@@ -362,7 +362,7 @@ def _obstacle(facts: InstanceFacts, seen: Observation) -> str:
     if not facts.looked:
         return "not looked at yet"
     if facts.state is State.UNKNOWN:
-        return "nobody knows whether it runs"
+        return f"nobody knows whether it runs: {facts.reason}" if facts.reason else "nobody knows whether it runs"
     return facts.gate_problem if seen.rules.drain is not None else ""
 
 
@@ -385,7 +385,9 @@ def _in_flight(facts: InstanceFacts) -> str:
     found = facts.connections
     if found is None and facts.gate_problem:
         return facts.gate_problem
-    return f"{found.busy} connections busy, {found.idle} kept open by clients" if found else "its connections were not counted yet"
+    if found is None:
+        return "its connections were not counted yet" if facts.gate_closed else "its gate is being closed"
+    return f"{found.busy} connections busy, {found.idle} kept open by clients"
 
 
 def _floor(wish: Plan, rules: Rules, count: int) -> int:

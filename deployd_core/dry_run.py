@@ -98,6 +98,9 @@ class _Host:
         """What will happen: when, in which order, to which instance, and what is known of it then."""
         self._moves: list[Move] = []
         self._fewest = len(seen.instances)
+        for facts in seen.instances:
+            if facts.gate_closed:
+                self._drained_later(facts.name)  # its drain has begun before we looked
 
     def live(self, strategy: Callable[[HostView], Plan]) -> Story:
         """Go round until nothing more happens."""
@@ -153,6 +156,11 @@ class _Host:
     def _later(self, seconds: float, name: str = "", **changes: Any) -> None:
         heapq.heappush(self._coming, (self._seen.now + seconds, len(self._moves) + len(self._coming), name, changes))
 
+    def _drained_later(self, name: str) -> None:
+        """The requests of an instance whose gate is closed will have ended."""
+        settle = self._seen.rules.drain.settle if self._seen.rules.drain else 0.0
+        self._later(max(settle, self._assumptions.drain + _COUNTING), name, quiet=_COUNTS, connections=_QUIET)
+
     def _forget(self, name: str) -> None:
         """What was to happen to an instance will not."""
         self._coming = [event for event in self._coming if event[2] != name]
@@ -198,8 +206,7 @@ class _Host:
         match act:
             case CloseGate() if drain is not None:
                 if not facts.gate_closed:
-                    drained = max(drain.settle, self._assumptions.drain + _COUNTING)
-                    self._later(drained, name, quiet=_COUNTS, connections=_QUIET)
+                    self._drained_later(name)
                 self._change(name, gate_closed=True, gate_ours=True, gate_held=False, lease_left=drain.lease, opened_at=None)
                 self._later(drain.lease / 2 + 0.001)
             case Restart():

@@ -41,6 +41,7 @@ from deployd_core.coordination import Coordination, Denied, HostStatus, Permit, 
 from deployd_core.errors import ConfigError, DeploydError, PluginError, Unavailable
 from deployd_core.model import Action, Build, RestartRequest, Veto
 from deployd_core.releases import ReleaseStore
+from deployd_core.remembered import remember
 
 _TRANSFER_TIMEOUT = 30.0
 """Seconds without a byte before a transfer is given up."""
@@ -57,6 +58,8 @@ class Identity(Struct, frozen=True, kw_only=True):
     owner: str
     """This very agent, in the gates that it closes: ``host/pid/start time``."""
     version: str
+    state_directory: Path
+    """Where gates with options are put on record, for `deployd drains`."""
 
 
 class Scene(Struct, frozen=True, kw_only=True):
@@ -68,6 +71,7 @@ class Scene(Struct, frozen=True, kw_only=True):
     address: str
     owner: str
     """Names this agent in the gates that it closes."""
+    state_directory: Path
     root: Path
     snapshot: Snapshot
     setup: ServiceSetup
@@ -261,6 +265,7 @@ class Performer:
         until = self._clock.time() + drain.lease
         fields = {name: getattr(call, name) for name in call.__struct_fields__}
         closing = GateCall(**fields, until=until, owner=scene.owner, hold=drain.hold)
+        remember(scene.state_directory, scene.service, scene.setup.spec.instances.gate)
         _gate(scene).call(f"closing {act.instance}", lambda gate: gate.close(closing))
         return ClosedGate(service=scene.service, instance=act.instance, owner=scene.owner, until=until)
 

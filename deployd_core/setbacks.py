@@ -48,11 +48,6 @@ class Setbacks:
         """Nothing is wrong, but the act is to wait."""
         self._setbacks[key] = Setback(reason="", retry_at=until)
 
-    def not_yet(self, key: str, now: float, *, at_most: float) -> None:
-        """There was nothing to do yet: look again, after a longer and longer while."""
-        attempt = self._attempts[key] = self._attempts.get(key, 0) + 1
-        self.postpone(key, now + min(at_most, _FIRST * 2.0 ** min(attempt - 1, 10)) * self._random.uniform(0.8, 1.2))
-
     def succeeded(self, key: str) -> None:
         """An act was done."""
         self._setbacks.pop(key, None)

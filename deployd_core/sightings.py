@@ -154,6 +154,7 @@ class Watch:
         self._first = True
         self._quiet = 0
         self._traffic: list[float] = []
+        self._in_rotation = False
         self.opened_at: float | None = None
         """When its gate was opened, or first seen open: its clients are coming back from then on."""
 
@@ -187,7 +188,7 @@ class Watch:
         if sighting.closed is None and (self._first or self._closed is not None):
             # Found open. An agent that was restarted in mid-rollout does not know whether the one before it had just opened it.
             self._lost = self._closed is not None
-            self.opened_at, self._traffic = now, []
+            self._wait_for_clients(now)
         self._first = False
         self._closed, self._held = sighting.closed, sighting.held
 
@@ -198,18 +199,22 @@ class Watch:
         self._quiet = self._quiet + 1 if nothing and sighting.closed is not None else 0
         if self.opened_at is not None and found is not None and found.recent and not self.traffic_back:
             self._traffic.append(now)
+            self._in_rotation = found.in_rotation
+
+    def _wait_for_clients(self, since: float | None) -> None:
+        self.opened_at, self._traffic, self._in_rotation = since, [], False
 
     @property
     def traffic_back(self) -> bool:
-        """Its clients have used it for a while since its gate was opened."""
+        """Its clients have used it for a while since its gate was opened, or at all where the balancer says that it trusts it."""
         # One request may be a balancer's cautious try: only steady use says that it trusts the instance again.
         seen = self._traffic
-        return len(seen) >= _STEADY_COUNTS and seen[-1] - seen[0] >= _STEADY_SECONDS
+        return self._in_rotation or (len(seen) >= _STEADY_COUNTS and seen[-1] - seen[0] >= _STEADY_SECONDS)
 
     def gate_opened(self, now: float) -> None:
         """Its gate was opened: from now on it must show that it stays healthy, and its clients are waited for."""
         self._closed, self._held, self._lost = None, False, False
-        self.opened_at, self._traffic = now, []
+        self._wait_for_clients(now)
         self._streak, self._healthy_since = 0, None
         self._not_before = self.next_look = self.changed_at = now
         if self._sighting is not None:
@@ -238,7 +243,7 @@ class Watch:
         """It is about to be restarted for the wanted build."""
         self.ordered = True
         self._lives = 0
-        self.opened_at, self._traffic = None, []
+        self._wait_for_clients(None)
         self.touched(now)
 
     def touched(self, now: float) -> None:

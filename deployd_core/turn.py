@@ -29,12 +29,13 @@ class Turn:
         self._clock = clock
         self._random = rng
         self._said: tuple[object, ...] = ()
+        self._looks = 0
         self.advanced = False
         """There is nothing left that this host could do for the rollout as a whole."""
 
     def begin(self, hosts: int) -> None:
         """Another rollout has begun in a service of so many hosts."""
-        self.advanced = False
+        self.advanced, self._looks = False, 0
         # Many may find at once that there is nothing to do: one that looks round is enough.
         self._setbacks.postpone(_ADVANCING, self._clock.monotonic() + self._random.uniform(0.0, hosts * _LOOK_ROUND))
 
@@ -46,7 +47,9 @@ class Turn:
         """Whether it is worth to look at the rollout again, and after how long at most."""
         self.advanced = again_in is None
         if again_in is not None:
-            self._setbacks.not_yet(_ADVANCING, now, at_most=again_in)
+            self._looks += 1
+            wait = min(again_in, 2.0 ** min(self._looks - 1, 10))
+            self._setbacks.postpone(_ADVANCING, now + wait * self._random.uniform(0.8, 1.2))
 
     def answered(self, answer: Permit | Denied | Veto, now: float) -> bool:
         """Take the answer to a request. True when ZooKeeper must be looked at again: a permit shows in the next snapshot."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deployd_core.testing.netns import firewall
 from deployd_core.testing.zookeeper import ZooKeeperServer, home_from_environment
 
 
@@ -20,6 +21,17 @@ def _interruptible() -> None:
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _machine_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The firewall of the machine itself is the same after the tests of a module as before, where any of them is root's."""
+    if not any(item.get_closest_marker("root") for item in request.session.items if item.path == request.path):
+        yield
+        return
+    before = firewall()
+    yield
+    assert before == firewall()
 
 
 @pytest.fixture(scope="session")

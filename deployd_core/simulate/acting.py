@@ -348,7 +348,7 @@ def _learn_success(host: VirtualHost, task: Task, value: Any) -> None:
             host.turn.looked(value, host.world.clock.now)
         case TakePermit() as act:
             host.answered(value, task.started, act)
-        case RecordFailure():
+        case RecordFailure() | LeaveQueue():
             host.changed = True
 
 

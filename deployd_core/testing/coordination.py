@@ -99,6 +99,8 @@ class MemoryEnsemble:
         found, role = self._services[service], entry.role
         canaries_first = found.policy.canary_first and entry.verb is Verb.ENABLE
         waits = canaries_first and any(member.role is Role.CANARY for member in found.members.values())
+        if role is Role.FLEET and (found.policy.canary_first or entry.verb is Verb.PROMOTE):
+            found.enabled.pop(Role.CANARY, None)  # its hosts follow the fleet again
         found.rollout = begun(found.rollout, entry, found.now, needs_promotion=waits)
         restart = entry.verb is Verb.RESTART
         found.enabled[role] = Enabled(build=entry.build, digest=entry.digest, by=entry.by, at=entry.at, restart=restart)
@@ -131,7 +133,8 @@ class MemoryEnsemble:
         with self.lock:
             found = self._existing(service)
             build = found.unpromoted()
-            if build is not None and Role.CANARY in found.enabled:
+            fleet = found.enabled.get(Role.FLEET)
+            if build is not None and (fleet is None or fleet.build != build.build):
                 self.enable(service, build.build, build.digest, by=by, verb=Verb.PROMOTE)
             elif build is not None:
                 found.rollout = replace(found.rollout, promoted=build.build)

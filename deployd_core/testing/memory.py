@@ -120,8 +120,8 @@ class MemoryService(Struct, kw_only=True):
     def unpromoted(self) -> Enabled | None:
         """The build that the canary hosts have and the fleet has not."""
         fleet, canary = self.enabled.get(Role.FLEET), self.enabled.get(Role.CANARY)
-        if canary is not None:
-            return None if fleet is not None and fleet.build == canary.build else canary
+        if canary is not None and (fleet is None or fleet.build != canary.build):
+            return canary
         return fleet if fleet and self.policy.canary_first and self.rollout.promoted != fleet.build else None
 
     def standings(self) -> tuple[Standing, ...]:

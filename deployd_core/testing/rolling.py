@@ -72,6 +72,8 @@ class Scenario(Struct, frozen=True, kw_only=True):
     """``nginx``, ``haproxy``, or ``none``: clients choose an instance themselves, and another one when it refuses."""
     keep_alive: int = 0
     """nginx: connections to keep open to the instances."""
+    parameters: str = ""
+    """nginx: what else it is told of each instance, such as ``fail_timeout=1s``."""
     close: bool = False
     """HAProxy: ``option http-server-close``."""
     check: bool = False
@@ -250,7 +252,14 @@ class _Rig:
         scenario, directory = self._scenario, self._directory / "balancer"
         match scenario.balancer:
             case "nginx":
-                return Nginx(directory, self._servers, listen=self._listen, keep_alive=scenario.keep_alive, before=self._before)
+                return Nginx(
+                    directory,
+                    self._servers,
+                    listen=self._listen,
+                    keep_alive=scenario.keep_alive,
+                    parameters=scenario.parameters,
+                    before=self._before,
+                )
             case "haproxy":
                 return Haproxy(
                     directory, self._servers, listen=self._listen, close=scenario.close, check=scenario.check, before=self._before

@@ -60,17 +60,27 @@ def write_enabled(session: Session, service: str, entry: HistoryEntry, *, expect
             ensure_scaffold(session, service)
             continue
         record = assemble(session, service, nodes)
+        joins = _joins_the_fleet(record, entry)
         if expect is not None and record.rollout_for(entry.role) != expect:
             raise Conflict(
                 f"{service} has gone on to {record.rollout_for(entry.role) or 'nothing'} meanwhile",
                 hint=f"deployd status {service}",
             )
-        rollout = begun(record.rollout, entry, record.now, needs_promotion=_needs_promotion(session, record, entry))
+        now = replace(record.now, canary="") if joins else record.now
+        rollout = begun(record.rollout, entry, now, needs_promotion=_needs_promotion(session, record, entry))
         transaction = session.transaction().check(paths.spec, spec.stat.version)
         transaction.set(target, data, node.stat.version).set(paths.rollout, layout.encode(rollout), gate.stat.version)
+        if joins:
+            transaction.set(paths.canary, b"")
         transaction.create(paths.history_entry, layout.encode(entry), sequence=True)
         commit_or_look_again(session, transaction.commit)
     raise gave_up(session, target)
+
+
+def _joins_the_fleet(record: ServiceRecord, entry: HistoryEntry) -> bool:
+    """Whether the canary hosts follow the fleet again: when it gets their build, and to go first with the next one."""
+    first = record.spec is not None and record.spec.rollout.canary_first
+    return record.canary is not None and entry.role is Role.FLEET and (first or entry.verb is Verb.PROMOTE)
 
 
 def _needs_promotion(session: Session, record: ServiceRecord, entry: HistoryEntry) -> bool:

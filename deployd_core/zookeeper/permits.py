@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from msgspec import Struct
 from msgspec.structs import replace
 
-from deployd_core.admission import Granted, Request, admit
+from deployd_core.admission import Granted, Request, admit, unpromoted
 from deployd_core.coordination import Denial, Denied, HostStatus, Permit, Rollout, Snapshot, Waiter
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import RolloutTable
@@ -158,12 +158,9 @@ class Desk:
             # A node that is not there has no version to check: make it, and let the host look at it first.
             ensure_scaffold(self._session, self._service)
             return Denied(code=Denial.CHANGED, reason="the service was not complete in ZooKeeper: look again")
-        if asking.counts:
-            rank = class_of(snapshot.membership.role, down=asking.down, priority=asking.priority)
-            self.place.join(snapshot.membership.zone, rank, asking.waiter(self._nonce))
-            before = self.place.stands_behind(asking.now)
-            if before is not None:
-                return Denied(code=Denial.QUEUED, reason=f"in the queue of zone {snapshot.membership.zone}: others asked first")
+        not_yet = self._unpromoted(asking) or self._queue(asking)
+        if not_yet is not None:
+            return not_yet
         scene = self._look(asking)
         if scene is None:
             ensure_scaffold(self._session, self._service)
@@ -176,6 +173,25 @@ class Desk:
         if behind is None or (asking.counts and self.place.path is None):
             return None
         return self._grant(asking, scene, self._also(asking, scene, behind))
+
+    def _queue(self, asking: Asking) -> Denied | None:
+        """Stand in the queue, if it matters who comes first; None when it is our turn."""
+        if not asking.counts:
+            return None
+        member = asking.snapshot.membership
+        rank = class_of(member.role, down=asking.down, priority=asking.priority)
+        self.place.join(member.zone, rank, asking.waiter(self._nonce))
+        if self.place.stands_behind(asking.now) is None:
+            return None
+        return Denied(code=Denial.QUEUED, reason=f"in the queue of zone {member.zone}: others asked first")
+
+    def _unpromoted(self, asking: Asking) -> Denied | None:
+        """A host of the fleet does not even queue before the canaries are done, and watches nothing but the rollout."""
+        snapshot, path = asking.snapshot, self._paths.rollout
+        if not asking.policy.canary_first or snapshot.membership.role is Role.CANARY:
+            return None
+        rollout = read_rollout(self._paths, self._cache.read((path,)), Problems(self._session))
+        return unpromoted(asking.policy, snapshot.membership.role, rollout, snapshot.enabled.build if snapshot.enabled else "")
 
     def _look(self, asking: Asking) -> _Scene | None:
         """Read what the decision depends on, and watch it; None when it is not all there."""

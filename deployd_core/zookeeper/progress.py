@@ -52,8 +52,8 @@ def _standing(entry: HostEntry) -> Standing:
 
 def unpromoted(record: ServiceRecord) -> Enabled | None:
     """The build that the canaries have and the fleet has not yet; None when there is none."""
-    if record.canary is not None:
-        return None if record.enabled and record.canary.build == record.enabled.build else record.canary
+    if record.canary is not None and (record.enabled is None or record.canary.build != record.enabled.build):
+        return record.canary
     policy = record.spec.rollout if record.spec else RolloutTable()
     waits = policy.canary_first and record.enabled is not None and record.rollout.promoted != record.enabled.build
     return record.enabled if waits else None
@@ -66,7 +66,7 @@ def promote(session: Session, record: ServiceRecord, build: Enabled, *, by: str,
         Conflict: Something else was enabled meanwhile.
     """
     entry = HistoryEntry(verb=Verb.PROMOTE, build=build.build, digest=build.digest, by=by, at=at, why=why)
-    if record.canary is not None:
+    if record.enabled is None or record.enabled.build != build.build:
         return write_enabled(session, record.service, entry, expect=record.fleet_rollout)
     # The rollout of the fleet has begun already, and waits.
     change_rollout(

@@ -199,6 +199,18 @@ def test_the_fleet_waits_for_its_canaries(session: Session) -> None:
         rollouts.promote(session, "web", by="ann")
 
 
+def test_canaries_that_have_a_build_already_go_first_with_the_next(session: Session) -> None:
+    """A build of their own does not keep canary hosts from the next one of the fleet, which waits for them."""
+    fleet = Fleet(session, "h1", "h2", canaries=("h1",), canary_first=True)
+    fleet.enable("v1", Role.CANARY)
+    rollout_id = fleet.enable("v2")
+
+    assert (rollout_id, rollout_id) == (fleet.look("h1").rollout_id, fleet.look("h2").rollout_id)
+    denied = fleet.take("h2")
+    assert isinstance(denied, Denied)
+    assert (Denial.PROMOTION, False) == (denied.code, fleet.look("h2").queued)
+
+
 def test_without_canary_hosts_nobody_waits_for_them(session: Session) -> None:
     """``canary_first`` in a service that has no canary host holds nobody up."""
     fleet = Fleet(session, "h1", canary_first=True)
@@ -230,6 +242,7 @@ def test_a_build_that_has_baked_is_promoted_by_itself(session: Session, own_buil
     record = rollouts.read_service(session, "web")
     assert record.enabled is not None
     assert ("v2", "v2", 1) == (record.enabled.build, record.rollout.promoted, fleet.verbs.count(Verb.PROMOTE))
+    assert record.canary is None, "canary hosts follow the fleet again"
 
 
 def test_a_restart_is_a_rollout_of_the_same_build(session: Session) -> None:
