@@ -350,7 +350,7 @@ class Engine:
                 # A permit shows in the next snapshot; a no is a setback that any change in ZooKeeper ends.
                 self._changed |= self._turn.answered(outcome.value, now) or self._woken_at >= outcome.started
                 self._alarm(outcome.value)
-            case "recordfailure":
+            case "recordfailure" | "leavequeue":  # or the same would be planned again until somebody writes something
                 self._changed = True
             case "advance":
                 self._turn.looked(outcome.value, now)
