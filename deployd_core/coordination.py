@@ -16,9 +16,8 @@ from msgspec import Struct, field
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import ServiceSpec
 
-
 PATIENCE = timedelta(seconds=50)
-"""How long one and the same host may stand before another in the queue, without taking the room that there is, until it is passed."""
+"""How long one and the same host may stand before another in the queue and leave room unused, until it is passed."""
 
 
 class Enabled(Struct, frozen=True, kw_only=True, omit_defaults=True):

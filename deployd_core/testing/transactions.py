@@ -6,6 +6,7 @@ format is that of ZooKeeper's `FileTxnLog`: a header, then for each transaction 
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def read_transactions(directories: Iterable[Path]) -> list[Committed]:
         for path in sorted(directory.glob("version-2/log.*")):
             found |= {committed.zxid: committed for committed in _read(path.read_bytes())}
     ordered = [found[zxid] for zxid in sorted(found)]
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in itertools.pairwise(ordered):
         # A new leader counts from 1 in the lower half, under an epoch of its own in the upper.
         if after.zxid not in (before.zxid + 1, (after.zxid >> 32 << 32) + 1):
             raise Incomplete(f"nothing between {before.zxid:#x} and {after.zxid:#x}")

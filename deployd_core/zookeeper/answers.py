@@ -10,7 +10,6 @@ from kazoo.protocol.states import EventType
 
 from deployd_core.errors import Conflict, Unavailable
 
-
 CREATED, DELETED = EventType.CREATED, EventType.DELETED
 
 
