@@ -21,7 +21,7 @@ from deployd_core.errors import DeploydError, Unavailable
 from deployd_core.model import Role
 from deployd_core.zookeeper import layout
 from deployd_core.zookeeper.layout import ServicePaths
-from deployd_core.zookeeper.services import ensure_scaffold
+from deployd_core.zookeeper.services import Problems, ensure_scaffold
 from deployd_core.zookeeper.session import DELETED, OutcomeUnknown, Refused, Session, Watch, WatchEvent
 
 _PRIORITIES = 4999
@@ -34,6 +34,21 @@ def class_of(role: Role, *, down: bool, priority: int) -> str:
     if role is Role.CANARY:
         return "1"
     return f"2{_PRIORITIES - max(-_PRIORITIES, min(_PRIORITIES, priority)):04d}"
+
+
+def read_queue(session: Session, service: str) -> dict[str, tuple[Waiter, ...]]:
+    """Who waits, by zone and in the order of their turns; a zone in which nobody does is left out."""
+    paths, problems = ServicePaths(service), Problems(session)
+    zones = session.children(paths.queue)
+    names = {zone: paths.zone_queue(zone) for zone in (zones.names if zones else ())}
+    listed = session.children_many(names.values())
+    found: dict[str, tuple[Waiter, ...]] = {}
+    for zone, parent in names.items():
+        listing = listed[parent]
+        nodes = session.get_many(f"{parent}/{name}" for name in (listing.names if listing else ()))
+        waiters = (problems.read(layout.decode_waiter, path, node, None) for path, node in nodes.items() if node is not None)
+        found[zone] = tuple(waiter for waiter in waiters if waiter is not None)
+    return {zone: waiters for zone, waiters in found.items() if waiters}
 
 
 class Place:
