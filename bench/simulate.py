@@ -4,7 +4,7 @@
 
 CPU seconds of one core. Targets: 200 hosts one at a time, their instances drained one after another, 100,000 times as fast as the
 rollout itself; 200 hosts with faults 0.6 s a seed, so that a hundred seeds take a minute; memory linear in hosts: what a host takes
-in a fleet of HOSTS (2,000, or 10,000 when asked for; 4 instances, 5 % at a time) is held against a fleet a quarter as large. Exits 1
+in a fleet of HOSTS (2,000, or as many as asked for; 4 instances, 5 % at a time) is held against a fleet a quarter as large. Exits 1
 past a target.
 """
 
