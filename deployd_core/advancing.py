@@ -38,9 +38,12 @@ class Standing(Struct, frozen=True, kw_only=True):
 
     @property
     def finished(self) -> bool:
-        """Whether it serves what it should, healthy, and has given its permit back."""
+        """Whether it serves what it should, healthy, and has given its permit back. Said in this rollout: whoever is to restart
+        serves the build all along.
+        """
         status = self.status
-        return status is not None and self.permit is None and status.step == _DONE and status.served == self.build
+        done = status is not None and status.step == _DONE and (status.served, status.rollout) == (self.build, self.rollout_id)
+        return done and self.permit is None
 
 
 class Bake(Struct, frozen=True, kw_only=True):

@@ -86,7 +86,7 @@ class Engine:
         self._store: ReleaseStore | None = None
         self._root = Path()
         self._disk: Disk | None = None
-        self._seen: tuple[Observation, Scene] | None = None  # by the last round
+        self._seen: tuple[Observation, Scene] | None = None
         self._looking = Looking(self._tasks, observe_every=observe_every, owner=identity.owner)
         # What makes it patient.
         self._epoch = 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from deployd_core.cli.checking import facts_option, option_option, seed_options
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Group
 from deployd_core.cli.here import spec_option
@@ -161,3 +162,32 @@ def simulate(
     summary = run(settings, wish, scenario)
     print_summary(settings, wish, scenario, summary, as_json=as_json, svg=svg, trace=trace)
     return Exit.FAILED if summary.broken else Exit.DONE
+
+
+@command.command(
+    "check",
+    examples=[
+        "deployd strategies check concurrency",
+        "deployd strategies check concurrency --option instances_at_once=1",
+        "deployd strategies check by-night --seed 17 --seeds 1",
+    ],
+)
+@click.argument("name", shell_complete=complete_plugins)
+@option_option
+@facts_option
+@seed_options
+@json_option
+@config_options
+@pass_settings
+def check_strategy(
+    settings: Settings, *, name: str, options: tuple[str, ...], facts: str, seed: int, seeds: int, as_json: bool
+) -> int:
+    """Try a strategy on hundreds of modelled hosts before a real one. Touches nothing.
+
+    The real planner runs it, in virtual time, with failures, crashes at every act, and views as no host should show them: is it
+    pure, does it bring every host to an end, do its plans keep to its own limits? Exits with 1 when a check fails.
+    """
+    from deployd_core.cli.checking import check
+    from deployd_core.plugins import Kind
+
+    return check(settings.plugins(), Kind.STRATEGY, name, options=options, facts=facts, seed=seed, seeds=seeds, as_json=as_json)

@@ -34,7 +34,7 @@ from deployd_core.zookeeper.services import (
     gave_up,
     read_rollout,
 )
-from deployd_core.zookeeper.session import Children, Node, Refused, Session
+from deployd_core.zookeeper.session import Node, Refused, Session
 from deployd_core.zookeeper.status import add_report
 
 _BATCH = 32
@@ -197,7 +197,8 @@ class Desk:
         """Read what the decision depends on, and watch it; None when it is not all there."""
         paths, cache = self._paths, self._cache
         gate = cache.read((paths.rollout,))[paths.rollout]
-        permits: Children | None = cache.children(paths.permits)
+        # In one round, on the way from a release to the next start.
+        permits = cache.children((paths.permits, *self._roll_call.nodes))[paths.permits]
         if gate is None or permits is None:
             return None
         rollout = read_rollout(paths, {paths.rollout: gate}, Problems(self._session))
@@ -247,12 +248,14 @@ class Desk:
         transaction.check(paths.rollout, scene.rollout_version)
         admission = scene.admission if asking.counts else -1
         admitted: list[tuple[str | None, Waiter]] = [(own, asking.waiter(self._nonce)), *also]
-        for number, (path, waiter) in enumerate(admitted):
+        for number, (_, waiter) in enumerate(admitted):
             if number:
                 transaction.check(paths.host(waiter.host), waiter.membership)
             # Once for each, so that the version counts permits.
             transaction.set(paths.permits, b"", admission + number if asking.counts else -1)
             transaction.create(paths.permit(waiter.host), layout.encode(_permit(asking, waiter)))
+        # After every permit: a host hears of its own before it hears that the one before it is gone, and need not ask.
+        for path, _ in admitted:
             if path is not None:
                 transaction.delete(path)
         try:
@@ -262,7 +265,8 @@ class Desk:
                 return Denied(code=Denial.CHANGED, reason=str(error))
             # Permits, rollout, a waiter: whichever it was is read again, though its watch may still be on the way.
             self._cache.forget(error.path)
-        self._cache.forget(paths.permit(self._host))
+            return None
+        self._cache.wrote(paths.permit(self._host), there=True)
         return None
 
 

@@ -396,6 +396,26 @@ def test_a_release_wakes_the_host_that_waits_for_room(world: World) -> None:
     assert ["h2"] == [permit.host for permit in world.permits()]
 
 
+def test_what_happens_while_a_host_asks_wakes_it_although_it_was_woken_before(world: World) -> None:
+    """A host that was woken, and asks before it looks again, is woken once more by the release that it waits for."""
+    bell = Bell()
+    first, second = joined(world, "h1"), joined(world, "h2", wake=bell)
+    world.enable("v1")
+    assert isinstance(take_until_known(first), Permit)
+    take_until(second, Denial.SLOTS_FULL)
+    snapshot = second.snapshot("web")
+    quieten(second, bell)
+    world.pause()
+    assert bell.wait()
+
+    assert Denial.PAUSED is code_of(second.take_permit(snapshot, ONE))
+    bell.rung.clear()
+    snapshot = first.snapshot("web")
+    first.release_permit(snapshot, status_of(snapshot))
+
+    assert bell.wait()
+
+
 def test_a_limit_counts_registered_hosts_and_zones(world: World) -> None:
     """A percentage is one of the hosts registered, or of those in the zone, rounded down and at least 1."""
     hosts = {f"h{number}": joined(world, f"h{number}", "z1" if number < 3 else "z2") for number in range(6)}
