@@ -35,7 +35,7 @@ from deployd_core.units import Duration
     ],
 )
 def command() -> None:
-    """List, describe, preview and simulate restart strategies."""
+    """List, describe, preview, check and simulate strategies."""
 
 
 @command.command("list", examples=["deployd strategies list", "deployd strategies list --json"])
@@ -109,6 +109,35 @@ def plan(settings: Settings, *, service: str, build: str, spec_file: Path | None
 
 
 @command.command(
+    "check",
+    examples=[
+        "deployd strategies check concurrency",
+        "deployd strategies check concurrency --option instances_at_once=1",
+        "deployd strategies check by-night --seed 17 --seeds 1",
+    ],
+)
+@click.argument("name", shell_complete=complete_plugins)
+@option_option
+@facts_option
+@seed_options
+@json_option
+@config_options
+@pass_settings
+def check_strategy(
+    settings: Settings, *, name: str, options: tuple[str, ...], facts: str, seed: int, seeds: int, as_json: bool
+) -> int:
+    """Try a strategy on hundreds of modelled hosts before a real one. Touches nothing.
+
+    The real planner runs it, in virtual time, with failures, crashes at every act, and views as no host should show them: is it
+    pure, does it bring every host to an end, do its plans keep to its own limits? Exits with 1 when a check fails.
+    """
+    from deployd_core.cli.checking import check
+    from deployd_core.plugins import Kind
+
+    return check(settings.plugins(), Kind.STRATEGY, name, options=options, facts=facts, seed=seed, seeds=seeds, as_json=as_json)
+
+
+@command.command(
     "simulate",
     examples=[
         "deployd strategies simulate concurrency --hosts 200 --zones 3 -o limit=10%",
@@ -162,32 +191,3 @@ def simulate(
     summary = run(settings, wish, scenario)
     print_summary(settings, wish, scenario, summary, as_json=as_json, svg=svg, trace=trace)
     return Exit.FAILED if summary.broken else Exit.DONE
-
-
-@command.command(
-    "check",
-    examples=[
-        "deployd strategies check concurrency",
-        "deployd strategies check concurrency --option instances_at_once=1",
-        "deployd strategies check by-night --seed 17 --seeds 1",
-    ],
-)
-@click.argument("name", shell_complete=complete_plugins)
-@option_option
-@facts_option
-@seed_options
-@json_option
-@config_options
-@pass_settings
-def check_strategy(
-    settings: Settings, *, name: str, options: tuple[str, ...], facts: str, seed: int, seeds: int, as_json: bool
-) -> int:
-    """Try a strategy on hundreds of modelled hosts before a real one. Touches nothing.
-
-    The real planner runs it, in virtual time, with failures, crashes at every act, and views as no host should show them: is it
-    pure, does it bring every host to an end, do its plans keep to its own limits? Exits with 1 when a check fails.
-    """
-    from deployd_core.cli.checking import check
-    from deployd_core.plugins import Kind
-
-    return check(settings.plugins(), Kind.STRATEGY, name, options=options, facts=facts, seed=seed, seeds=seeds, as_json=as_json)

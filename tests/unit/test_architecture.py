@@ -104,7 +104,7 @@ def test_the_core_knows_no_firewall():
 
 
 def test_production_does_not_import_the_test_kit():
-    """deployd_core.testing is for tests, the checks of plugins among them, the demo, and the simulator, whose ensemble is the one in memory."""
+    """deployd_core.testing is for tests, the checks of plugins among them, and for the demo."""
     kit = ("deployd_core/testing/", "deployd_core/conformance/")
     users = {name for name in importers("deployd_core.testing") if not name.startswith(kit)}
 
