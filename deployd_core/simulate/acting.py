@@ -346,6 +346,8 @@ def _learn_success(host: VirtualHost, task: Task, value: Any) -> None:
             host.turn.finished()
         case Advance():
             host.turn.looked(value, host.world.clock.now)
+            if not host.idle("advance"):
+                host.stir()
         case TakePermit() as act:
             host.answered(value, task.started, act)
         case RecordFailure() | LeaveQueue():

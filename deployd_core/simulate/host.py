@@ -75,6 +75,8 @@ class VirtualHost:
         """It was denied a permit, and waits to be woken."""
         self.asked_again = False
         """It has asked again without having been woken."""
+        self.denial: Denial | None = None
+        """Why it has no permit."""
         self.permitted = False
         """It has had a permit."""
         self.acts = 0
@@ -316,6 +318,7 @@ class VirtualHost:
     def answered(self, answer: Permit | Denied, started: float, act: TakePermit) -> None:
         """Coordination has answered the question for a permit."""
         changed = self.turn.answered(answer, self.world.clock.now) or self.woken_at >= started
+        self.denial = answer.code if isinstance(answer, Denied) else None
         if isinstance(answer, Permit):
             self.world.judge.granted(self, answer, act)
             self.asked_again = False
@@ -365,7 +368,7 @@ class VirtualHost:
         """Come back when something is due that no event will tell of."""
         due = [decision.deadline] if decision.deadline is not None and decision.deadline > now else []
         for key, setback in self.setbacks.by_key.items():
-            if now < setback.retry_at < NEVER and not self._idle(key):
+            if now < setback.retry_at < NEVER and not self.idle(key):
                 due.append(setback.retry_at)
         drain = self.setup.drain if self.setup is not None else None
         for number, view in enumerate(decision.instances):
@@ -381,7 +384,7 @@ class VirtualHost:
                 looks.plan_look(self, number, facts)
         self.stir_at(min(due, default=NEVER))
 
-    def _idle(self, key: str) -> bool:
+    def idle(self, key: str) -> bool:
         """Whether a question, asked every minute, hears the same until this host is woken or is the last to finish."""
         if key == "advance":
             policy = (self.setup or self.world.setup).spec.rollout
