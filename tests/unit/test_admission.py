@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from deployd_core.admission import Granted, Request, admit, over_budget
 from deployd_core.coordination import Denial, Denied, Failure, Freeze, Rollout, RolloutState
 from deployd_core.model import FleetLimit
+from deployd_core.spec import RolloutTable
 from deployd_core.units import Share
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -21,6 +22,7 @@ FREE = Request(
     rollout_id="v1-a",
     rollout=Rollout(),
     freeze=None,
+    policy=RolloutTable(budget=Share(1)),
     holders={},
     hosts=20,
     zone_hosts=10,
