@@ -430,7 +430,7 @@ def test_why_begins_with_who_stopped_everything(desk):
 
     output = desk.type("why", "web")[1]
 
-    assert output.startswith("The rollout is paused by ann: lunch\n  next   deployd resume web\nh1: v1 unaware\n")
+    assert output.startswith("web: the rollout is paused by ann: lunch\n  next   deployd resume web\nh1: v1 unaware\n")
 
 
 @pytest.mark.parametrize(
