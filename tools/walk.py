@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from importlib.resources import files
 from pathlib import Path
 
@@ -52,9 +52,8 @@ def deployd_veto(request):
 """Says who goes first, which is otherwise up to chance."""
 
 SERVER = """\
-import pathlib, sys, time
-if pathlib.Path.cwd().resolve().parents[2].joinpath("no-certificate").exists() and "{build}" == "v3":
-    sys.exit("there is no certificate")
+import pathlib, time
+LACKING = pathlib.Path.cwd().resolve().parents[2].joinpath("no-certificate").exists() and "{build}" == "v3"
 while not pathlib.Path("{directory}/go-{build}").exists():
     time.sleep(0.02)
 """
@@ -85,7 +84,7 @@ class Walk:
         program, *arguments = shlex.split(command)
         assert program == "deployd", line
         output = io.StringIO()
-        with redirect_stdout(output), redirect_stderr(output):
+        with chdir(self.directory), redirect_stdout(output), redirect_stderr(output):
             code = run([*arguments, "--zookeeper", self.address, "--plugins-dir", str(self.fleet.plugins)])
         printed = output.getvalue().rstrip().splitlines()
         if filtered:
@@ -103,6 +102,7 @@ class Walk:
         source = self.directory / f"source-{build}"
         source.mkdir()
         server = (files("deployd_core.demo_app") / "server.py").read_text(encoding="utf-8")
+        server = server.replace("HTTPStatus.OK if found", "HTTPStatus.SERVICE_UNAVAILABLE if LACKING else HTTPStatus.OK if found")
         head, rest = server.split("from __future__ import annotations\n", 1)
         begin = SERVER.format(build=build, directory=self.directory)
         (source / "server.py").write_text(f"{head}from __future__ import annotations\n{begin}{rest}", encoding="utf-8")
@@ -188,16 +188,20 @@ def _step(entry: HostEntry) -> str:
     return entry.status.step
 
 
+def _reason(fleet: FleetStatus, host: str) -> str:
+    """What a host says of its step."""
+    return next((entry.status.reason for entry in fleet.hosts if entry.host == host and entry.status is not None), "")
+
+
 def begin(walk: Walk) -> None:
     """A service, its agents and its canary; the first build."""
     path = walk.directory / "web.toml"
-    options = "limit = 1"
-    path.write_text(
-        walk.fleet.spec("web", walk.directory / "builds", strategy="concurrency", options=options, extra=CANARY_FIRST),
-        encoding="utf-8",
+    spec = walk.fleet.spec(
+        "web", walk.directory / "builds", strategy="concurrency", options="limit = 1", extra=CANARY_FIRST, healthy_timeout="10s"
     )
+    path.write_text(spec, encoding="utf-8")
     walk.build("v1")
-    walk.type("apply", f"deployd services apply {path}")
+    walk.type("apply", "deployd services apply web.toml")
     walk.session.start()
     walk.fleet.start()
     walk.until("four agents", lambda fleet: [entry.alive for entry in fleet.hosts] == [True] * 4)
@@ -221,7 +225,7 @@ def pause(walk: Walk) -> None:
     (walk.directory / "go-v2").unlink()
     walk.late("h3", "h4")
     walk.type("promote-2", "deployd promote web --by ann")
-    walk.until_steps(h2="restarting")
+    walk.until("h2 without an answer", lambda fleet: "refused" in _reason(fleet, "h2"))
     walk.late("h4")
     walk.until_queued("h3")
     walk.late()
@@ -305,7 +309,7 @@ def normal(text: str) -> str:
 
 
 def main() -> None:
-    """Write the outputs into the page, where they are no longer what is printed."""
+    """Write the outputs into the page, when they are no longer what is printed."""
     logging.getLogger("kazoo").setLevel(logging.CRITICAL)
     directory = Path(tempfile.mkdtemp(prefix="deployd-walk-", dir="/tmp"))
     try:
@@ -314,14 +318,10 @@ def main() -> None:
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     text = PAGE.read_text(encoding="utf-8")
-    if "--show" in sys.argv:
-        sys.stdout.write("\n".join(f"## {name}\n{block}" for name, block in blocks.items()))
-
-    def write(match: re.Match[str]) -> str:
-        block = blocks[match[2]]
-        return match[0] if normal(block) == normal(match[3]) else f"{match[1]}{block}{match[4]}"
-
-    PAGE.write_text(BLOCK.sub(write, text), encoding="utf-8")
+    same = all(normal(blocks[name]) == normal(written) for _, name, written, _ in BLOCK.findall(text))
+    if not same:  # all of them, so that the times are those of one run
+        PAGE.write_text(BLOCK.sub(lambda match: f"{match[1]}{blocks[match[2]]}{match[4]}", text), encoding="utf-8")
+        sys.stdout.write(f"walked {PAGE.name}\n")
 
 
 if __name__ == "__main__":
