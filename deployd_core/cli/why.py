@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import shutil
+import textwrap
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import click
 
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Command, did_you_mean
-from deployd_core.cli.output import print_json
+from deployd_core.cli.output import is_terminal, print_json
 from deployd_core.cli.settings import Settings, json_option, pass_settings, zookeeper_options
 from deployd_core.errors import DeploydError, NotFound
 
@@ -60,7 +62,7 @@ def command(settings: Settings, *, service: str, host: str | None, as_json: bool
         body = {"service": service, "stopped": stopped(fleet.record), "problem": fleet.problem, "notices": told, "hosts": hosts}
         print_json("deployd.why/1", body)
     else:
-        click.echo("\n".join(_lines(fleet, told, found, now)))
+        click.echo("\n".join(_wrapped(_lines(fleet, told, found, now))))
     return Exit.DONE
 
 
@@ -129,8 +131,8 @@ def _grouped(found: Sequence[Explanation]) -> Iterator[list[Explanation]]:
 
 
 def _notice_lines(service: str, notice: Notice, now: datetime) -> Iterator[str]:
-    yield f"{click.style(service, bold=True)}: {notice.text}"
-    yield from _rows([*_blockers(notice.blockers, notice.text, now), ("until", _until(notice.until, now)), ("next", notice.next)])
+    yield f"{service}: {notice.text}"
+    yield from _rows([*_blockers(notice.blockers, notice.text, now), ("until", _until(notice.until, now)), *_next(notice.next)])
 
 
 def _host_lines(alike: Sequence[Explanation], now: datetime, explained: Collection[str]) -> Iterator[str]:
@@ -140,7 +142,7 @@ def _host_lines(alike: Sequence[Explanation], now: datetime, explained: Collecti
     names += f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
     since = f" since {_moment(one.since, now)}" if one.since else ""
     code = f" ({one.code.value})" if one.code is not None else ""
-    yield f"{click.style(names, bold=True)}:{f' {one.wanted}' if one.wanted else ''} {one.step}{code}{since}"
+    yield f"{names}:{f' {one.wanted}' if one.wanted else ''} {one.step}{code}{since}"
     said = one.waits and one.code is not None and one.code.value in explained
     if not said:
         yield from _rows([("reason", one.reason), *_blockers(one.blockers, one.reason, now), ("until", _until(one.until, now))])
@@ -150,20 +152,27 @@ def _host_lines(alike: Sequence[Explanation], now: datetime, explained: Collecti
             ("error", one.last_error),
             *(("probe", probe.text) for probe in one.probes if probe.reason not in one.reason),
             ("permit", f"held since {_moment(one.permit_since, now)}" if one.permit_since is not None else ""),
-            ("next", "" if said else one.next),
+            *_next("" if said else one.next),
         ]
     )
 
 
+def _next(text: str) -> Iterator[tuple[str, str]]:
+    """What to type, and what else there is: each in a row, to be copied."""
+    for number, part in enumerate(text.split("; ")):
+        yield "" if number else "next", part
+
+
 def _places(alike: Sequence[Explanation]) -> str:
-    """Where hosts stand in the queues of their zones."""
-    placed = [one for one in alike if one.place is not None]
-    if not placed:
-        return ""
-    if len(placed) == 1:
-        return f"place {placed[0].place} of {placed[0].queue} in zone {placed[0].zone}"
-    shown = ", ".join(f"{one.host} {one.place} of {one.queue} in zone {one.zone}" for one in placed[:_NAMED])
-    return shown + (", …" if len(placed) > _NAMED else "")
+    """Where hosts stand in the queues of their zones: they are named in that order."""
+    by_zone: dict[str, list[Explanation]] = {}
+    for one in alike:
+        if one.place is not None:
+            by_zone.setdefault(one.zone, []).append(one)
+    return ", ".join(
+        f"place{f's {placed[0].place} to' if len(placed) > 1 else ''} {placed[-1].place} of {placed[-1].queue} in zone {zone}"
+        for zone, placed in by_zone.items()
+    )
 
 
 def _blockers(blockers: Sequence[Blocker], said: str, now: datetime) -> Iterator[tuple[str, str]]:
@@ -181,6 +190,19 @@ def _rows(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
     for name, text in rows:
         if text:
             yield f"  {name:6} {' '.join(text.split())}"
+
+
+def _wrapped(lines: Iterable[str]) -> Iterator[str]:
+    """On a terminal: with what would run over its edge below, and what a paragraph is about in bold."""
+    if not is_terminal():
+        yield from lines
+        return
+    width = shutil.get_terminal_size().columns
+    for line in lines:
+        folded = textwrap.wrap(line, width, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
+        head, colon, rest = folded[0].partition(":")
+        about = "" if line.startswith(" ") else click.style(head, bold=True) + colon + rest
+        yield "\n".join([about or folded[0], *folded[1:]])
 
 
 def _until(text: str | None, now: datetime) -> str:
