@@ -191,14 +191,15 @@ class Roster:
         nodes = cache.read(record_paths(paths))
         if nodes[paths.spec] is None:
             raise no_such_service(self._session, self._service)
-        members, permits = _names(cache.children(paths.hosts)), _names(cache.children(paths.permits))
+        below = (paths.hosts, paths.permits, layout.AGENTS, paths.downs)
+        members, permits, alive, down = (_names(children) for children in cache.children(below).values())
         wanted = [*(paths.host(name) for name in members), *(paths.status(name) for name in members)]
         details = cache.read([*wanted, *(paths.permit(name) for name in permits)])
         # Registration does not change the data of `hosts`, so what was read of it may count fewer.
         record = replace(assemble(self._session, self._service, nodes), hosts=len(members))
         problems = Problems(self._session)
-        alive, down = set(_names(cache.children(layout.AGENTS))), set(_names(cache.children(paths.downs)))
-        hosts = tuple(self._entry(name, record, details, problems, alive=name in alive, down=name in down) for name in members)
+        living, sick = set(alive), set(down)
+        hosts = tuple(self._entry(name, record, details, problems, alive=name in living, down=name in sick) for name in members)
         told = "; ".join(text for text in (record.problem, str(problems)) if text)
         held = {name: node for name in permits if (node := details[paths.permit(name)]) is not None}
         above = nodes[paths.permits]
