@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from by_halves import ByHalves, ByHalvesOptions
+
 from deployd_core.testing import StrategyContract, host_view
 
 
