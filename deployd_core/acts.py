@@ -88,13 +88,35 @@ class TakePermit(Act, frozen=True):
         return "asking for a permit"
 
 
-class Flip(Act, frozen=True):
-    """Point `current` at the release."""
+class LeaveQueue(Act, frozen=True):
+    """Stand in the queue for a permit no longer."""
 
     @property
     def doing(self) -> str:
         """For a person."""
-        return "flipping current to the release"
+        return "leaving the queue for a permit"
+
+
+class Advance(Act, frozen=True):
+    """Take the rollout further when it is time: complete it, or promote its build."""
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return "looking whether the rollout is complete"
+
+
+class Flip(Act, frozen=True):
+    """Point `current` at the release of a build."""
+
+    build: str
+    rollout: str = ""
+    """The rollout that asks for a restart, in which it is put on record even when `current` points there already."""
+
+    @property
+    def doing(self) -> str:
+        """For a person."""
+        return f"flipping current to {self.build}"
 
 
 class InstanceAct(Act, frozen=True):
@@ -158,7 +180,11 @@ class WarmUp(InstanceAct, frozen=True):
 
 
 class Settle(Act, frozen=True):
-    """Mark the release as good, and give the permit back with the report."""
+    """Mark the release of a build as good, and give the permit back with the report."""
+
+    build: str
+    failed: str = ""
+    """Why the wanted build is not the one that is served: the failure stays on record. Empty when it is."""
 
     @property
     def doing(self) -> str:

@@ -112,6 +112,7 @@ class Agent:
             address=self._config.address,
             owner=owner_here(self._config.host),
             version=__version__,
+            state_directory=Path(self._config.state_directory),
         )
         for service in self._config.services:
             self._coordination.join(service, self._config.zone)

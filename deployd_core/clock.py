@@ -31,6 +31,15 @@ class SystemClock:
         return time.time()
 
 
+def until(text: str, now: float) -> float:
+    """Seconds from `now` (since the epoch) to a moment that was stored; 0 when it cannot be read."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return 0.0
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
+
+
 def rfc3339(seconds: float) -> str:
     """A moment as it is stored: UTC, to the millisecond."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

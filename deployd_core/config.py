@@ -30,6 +30,7 @@ from deployd_core.model import Instance, check_name, expand
 from deployd_core.plugins import Kind, Plugins, convert
 from deployd_core.spec import ServiceSpec, Table
 from deployd_core.units import Duration, encode_unit
+from deployd_core.windows import check_windows
 
 AGENT_FILE = Path("/etc/deployd/agent.toml")
 PLUGIN_DIRECTORY = Path("/etc/deployd/plugins.d")
@@ -59,7 +60,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         "127.0.0.1"
     )
     services: Annotated[tuple[str, ...], Meta(description="the services this host runs")] = ()
-    state_directory: Annotated[str, Meta(description="the agent's lock file")] = "/run/deployd"
+    state_directory: Annotated[str, Meta(description="the agent's lock file, and which gates it uses")] = "/run/deployd"
     observe_every: Annotated[Duration, Meta(description="how often an idle agent looks at its instances")] = Duration("30s")
     zookeeper: ZooKeeperTable = ZooKeeperTable()
     plugins: PluginsTable = PluginsTable()
@@ -165,6 +166,8 @@ def set_up(spec: ServiceSpec, service: str, plugins: Plugins, *, where: str = ""
     if instances and manager is None:
         raise ConfigError(f"{where}: [instances] has no manager", hint='say what restarts them: manager = { use = "systemd" }')
     _check_warmup(spec, where)
+    if spec.rollout.windows is not None:
+        check_windows(spec.rollout.windows, f"{where}: [rollout.windows]")
     restart = spec.restart
     strategy = plugins.make(Kind.STRATEGY, restart.strategy, restart.options, where=f"{where}: [restart.options]")
     return ServiceSetup(

@@ -290,6 +290,9 @@ class Connections(Struct, frozen=True, kw_only=True):
     """Open, with nothing under way: what a client keeps in its pool."""
     recent: int = 0
     """Those that carried something within the last second: clients really use the instance."""
+    in_rotation: bool = False
+    """The balancer itself says that it sends the instance its share, as to any other: what is recent is then no cautious try, and
+    need not be seen for a while before clients count as back."""
 
 
 class Gate(Plugin[OptionsT]):

@@ -6,7 +6,7 @@ held to the same contract tests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Protocol
@@ -25,6 +25,17 @@ class Enabled(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``sha256:…``; None when somebody wrote a bare build id, and the source must say."""
     by: str = ""
     at: str = ""
+    restart: bool = False
+    """Every instance is to be restarted although it may serve the build already; the rollout's id names the request."""
+
+
+class Excuse(Struct, frozen=True, kw_only=True):
+    """Somebody's word that a host is not to be waited for."""
+
+    by: str
+    why: str
+    at: str
+    """RFC 3339."""
 
 
 class Membership(Struct, frozen=True, kw_only=True):
@@ -32,6 +43,8 @@ class Membership(Struct, frozen=True, kw_only=True):
 
     role: Role = Role.FLEET
     zone: str = "default"
+    excused: Excuse | None = None
+    """While its agent is away it does not count as down, and no rollout waits for it. Ends when its agent comes back."""
 
 
 class RolloutState(Enum):
@@ -58,6 +71,16 @@ class Rollout(Struct, frozen=True, kw_only=True):
     why: str = ""
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """By host. Those of earlier rollouts no longer count."""
+    promoted: str = ""
+    """The build that hosts of the fleet may take although canaries go first."""
+    rollback_of: str = ""
+    """The rollout that this one takes back, when it began by itself: such a one can only halt."""
+    grants_before: int = 0
+    """Permits that had been granted when this rollout began: the version of the node above them."""
+    done: Mapping[str, str] = field(default_factory=dict)
+    """Rollouts that every host has completed, and when (RFC 3339). Only those of what is enabled now are kept."""
+    completed: Enabled | None = None
+    """The last build that the whole fleet completed: what a rollback goes to."""
 
     def failed_in(self, rollout: str) -> dict[str, Failure]:
         """The failures that count for one rollout."""
@@ -76,6 +99,18 @@ class Permit(Struct, frozen=True, kw_only=True):
     """Chosen by the asker, to recognise its own permit when the answer to a commit was lost."""
     token: int = 0
     """The node's czxid: later permits have higher ones."""
+
+
+class Waiter(Struct, frozen=True, kw_only=True):
+    """A host that waits for a permit: an ephemeral node in ``rollout/queue/<zone>/``. Whoever is first may admit others, too."""
+
+    host: str
+    role: Role
+    rollout: str
+    limit: FleetLimit
+    nonce: str
+    membership: int
+    """Version of the host's own node: a grant on its behalf is made under the role and zone that it knew."""
 
 
 class Freeze(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -113,14 +148,44 @@ class AgentInfo(Struct, frozen=True, kw_only=True):
     plugins: tuple[str, ...] = ()
 
 
-class HistoryEntry(Struct, frozen=True, kw_only=True):
-    """Who enabled what, when, for whom: one node below `history`."""
+class Verb(Enum):
+    """What an entry of the history tells."""
 
-    build: str
+    ENABLE = "enable"
+    PROMOTE = "promote"
+    ROLLBACK = "rollback"
+    RESTART = "restart"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RETRY = "retry"
+    HALT = "halt"
+    COMPLETE = "complete"
+    RELEASE = "release"  # a host's permit was taken away
+    EXCUSE = "excuse"
+    RETIRE = "retire"
+    LOST = "lost"
+
+    @property
+    def begins(self) -> bool:
+        """Whether it begins a rollout."""
+        return self in (Verb.ENABLE, Verb.PROMOTE, Verb.ROLLBACK, Verb.RESTART)
+
+
+class HistoryEntry(Struct, frozen=True, kw_only=True):
+    """Who did what, when, why: one node below `history`."""
+
+    verb: Verb = Verb.ENABLE
+    build: str = ""
     digest: str | None = None
     role: Role = Role.FLEET
     by: str = ""
     at: str = ""
+    """RFC 3339."""
+    why: str = ""
+    host: str = ""
+    """The host it is about, if it is about one."""
+    rollout: str = ""
+    """The rollout it is about; one that it begins has no name before it is written, and is told by its build and time."""
 
 
 class InstanceStatus(Struct, frozen=True, kw_only=True):
@@ -152,6 +217,8 @@ class HostStatus(Struct, frozen=True, kw_only=True):
     """What the step waits for, or why it failed."""
     deadline: str | None = None
     last_error: str = ""
+    down: bool = False
+    """An instance of this host cannot serve, and that is not the doing of a restart that goes well."""
     instances: tuple[InstanceStatus, ...] = ()
     agent: str = ""
     """Version of the agent."""
@@ -172,8 +239,10 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     freeze: Freeze | None = None
     permit: Permit | None = None
     """Held by this host."""
-    permits: tuple[Permit, ...] = ()
-    """Held by anybody, as of this reading. Their coming and going wakes only a host that was denied one for want of room."""
+    queued: bool = False
+    """This host stands in the queue for one."""
+    permits: int = 0
+    """How many are held by anybody, as far as this host has heard: nobody is woken to keep it up to date."""
     hosts: int = 1
     problem: str = ""
     """A node that holds nonsense: which, why, and how to mend it. The other fields hold what could be read."""
@@ -189,12 +258,17 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 class Denial(Enum):
     """Why a permit was not granted."""
 
-    SLOTS_FULL = "slots-full"
-    ZONE_FULL = "zone-full"
-    PAUSED = "paused"
-    HALTED = "halted"
     FROZEN = "frozen"
-    FAILED = "failed"  # this host failed in this rollout and holds no permit
+    HALTED = "halted"
+    PAUSED = "paused"
+    WINDOW = "outside-window"
+    PROMOTION = "needs-promotion"
+    FAILED = "already-failed"  # this host failed in this rollout and holds no permit
+    SLOTS_FULL = "slots-full"
+    CAPACITY = "capacity"  # with the hosts that are down anyway there would be too few
+    ZONE_FULL = "zone-full"
+    STAGGER = "stagger"
+    QUEUED = "queued"  # others asked first
     DUPLICATE = "duplicate-host"  # another live agent calls itself by this host's name
     CHANGED = "changed"  # something was written meanwhile: look again
 
@@ -204,6 +278,12 @@ class Denied(Struct, frozen=True, kw_only=True):
 
     code: Denial
     reason: str
+    blockers: tuple[str, ...] = ()
+    """Hosts that are in the way."""
+    stuck: tuple[str, ...] = ()
+    """Those of them that have held a permit for longer than is good, as far as this host has seen."""
+    until: str | None = None
+    """RFC 3339: when this reason ends by itself."""
 
 
 class Link(Enum):
@@ -230,21 +310,42 @@ class Coordination(Protocol):
         """Read everything about a service and watch it; a later change wakes the engine once."""
         ...
 
-    def take_permit(self, snapshot: Snapshot, limit: FleetLimit) -> Permit | Denied:
+    def take_permit(self, snapshot: Snapshot, limit: FleetLimit, *, priority: int = 0) -> Permit | Denied:
         """Ask for a permit under what `snapshot` said: one transaction, refused when any of it has changed.
 
-        Returns the permit already held, if there is one. A lost answer is resolved by the nonce.
+        A host that cannot have one at once stands in the queue of its zone from then on, and is woken when it is its turn: hosts
+        that are down first, then by `priority`, then as they came. Returns the permit already held, if there is one. A lost
+        answer is resolved by the nonce.
         """
         ...
 
-    def release_permit(self, snapshot: Snapshot, status: HostStatus) -> None:
-        """Give the permit back and report in one transaction; without a permit only report. Clears this host's failure."""
+    def leave_queue(self, service: str) -> None:
+        """Stand in the queue no longer: nothing is to be restarted here for now."""
+        ...
+
+    def release_permit(self, snapshot: Snapshot, status: HostStatus, *, keep_failure: bool = False) -> None:
+        """Give the permit back and report in one transaction; without a permit only report.
+
+        Clears this host's failure, unless it is to be kept: the host serves well again, but not what is wanted.
+        """
         ...
 
     def record_failure(self, snapshot: Snapshot, reason: str) -> None:
-        """Enter this host into the rollout's failures, and halt the rollout in the same write when that exceeds the budget."""
+        """Enter this host into the rollout's failures. When that exceeds the budget the same write halts the rollout, or has it go
+        back to the last completed build.
+        """
         ...
 
     def report(self, service: str, status: HostStatus) -> None:
-        """Write this host's report."""
+        """Write this host's report, and whether it is down."""
+        ...
+
+    def advance(self, snapshot: Snapshot, may_promote: Callable[[str], str]) -> float | None:
+        """Take the rollout further when it is time: put on record that every host has completed it, or promote what has baked.
+
+        Any host may do it, and the first does. `may_promote` is told the build, and says why not.
+
+        Returns:
+            Seconds until it is worth asking again; None when there is nothing left to do.
+        """
         ...

@@ -26,7 +26,6 @@ _QUIET = 3
 _DOWN_TO_STAY = 2.0
 """Seconds without a process after which a restart counts as failed."""
 
-
 _LIVES = 4
 """Processes after a restart that make a crash loop: its manager has started it again three times, and none got healthy."""
 
@@ -66,13 +65,13 @@ def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
     """Where an instance stands, from evidence alone."""
     if Restart(instance=facts.name).key in seen.busy:
         return Phase.RESTARTING
-    if facts.running and facts.serves is not None and facts.serves == seen.build:
+    if facts.running and seen.right(facts):
         if facts.gate_closed or not _steady(facts, seen):
             return Phase.WARMING
         return Phase.RETURNING if _clients_away(facts, seen) else Phase.READY
     if facts.ordered:
         return Phase.WARMING
-    if not facts.running and seen.good and seen.current == seen.build and not seen.permit.held:
+    if not facts.running and seen.good and seen.flipped and not seen.permit.held:
         # The deploy is over, and somebody has stopped it or it has died: that is its manager's business, not ours.
         return Phase.WARMING
     # One that is being closed is not available any more: another must not be let in beside it.
@@ -86,7 +85,9 @@ def waiting(seen: Observation, shown: tuple[InstanceView, ...], *, draining: boo
     keys = {_wait_key(view.phase, view.name) for view in shown if view.phase not in apart}
     # A restart that is tried again begins no new wait for health: what cannot start must not get a new deadline each time.
     again = {_wait_key(Phase.WARMING, view.name) for view in shown if view.phase is Phase.RESTARTING}
-    return frozenset(keys | (again & seen.waits.keys()))
+    # While its manager is away nothing can be held against an instance: its time begins when the manager is back.
+    paused = {_wait_key(Phase.WARMING, facts.name) for facts in seen.instances if _environment(facts, seen)}
+    return frozenset((keys | (again & seen.waits.keys())) - paused)
 
 
 def impossible(wish: Plan, rules: Rules, count: int) -> str:
@@ -113,14 +114,16 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
             continue
         act = _next_move(facts, view, seen, wish)
         setback = seen.setbacks.get(act.key) if act else None
-        failure = _failure(facts, view, seen, setback)
+        manager_away = view.phase is Phase.WARMING and _environment(facts, seen)
+        failure = "" if manager_away else _failure(facts, view, seen, setback)
         if failure:
             failures.append(failure)
         elif act is not None and _may(act, seen):
             acts.append(act)
         if not isinstance(act, CloseGate | OpenGate):
             acts += renewal(facts, seen)
-        deadlines.append(_deadline(facts, view, seen.rules))
+        if not manager_away:
+            deadlines.append(_deadline(facts, view, seen.rules))
         reasons.append(_waiting_for(facts, view, seen, setback))
     waits = _drain_waits(seen, shown)
     if failures:
@@ -128,7 +131,7 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
     entering, held_back = _enter(seen, shown, wish) if seen.connected else ([], "ZooKeeper does not answer")
     acts += [entry for name in entering if _may(entry := _entry(name, wish, seen.rules), seen)]
     if reasons:
-        return Moves(acts=tuple(acts), reason="; ".join(reasons), deadline=min(deadlines), waits=waits)
+        return Moves(acts=tuple(acts), reason="; ".join(reasons), deadline=min(deadlines, default=None), waits=waits)
     return _stalled(seen, tuple(acts), held_back or wish.why, waits)
 
 
@@ -205,7 +208,7 @@ def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish
     if view.phase is not Phase.WARMING or not facts.looked:
         return None
     restart = Restart(instance=facts.name, action=wish.action)
-    if facts.serves != seen.build and restart.key in seen.setbacks:
+    if not seen.right(facts) and restart.key in seen.setbacks:
         return _restart_again(facts, view, seen, restart)
     if not _healthy(facts, seen.rules):
         return _close_again(facts, seen)
@@ -269,17 +272,22 @@ def _state_of_wait(facts: InstanceFacts, view: InstanceView, seen: Observation) 
             return "open, until its clients are back"
         case Phase.RESTARTING:
             return "restarting"
-    if facts.running and facts.serves != seen.build:
-        return facts.evidence
+    if facts.running and not seen.right(facts):
+        return _evidence(facts, seen)
     if facts.health is Health.HEALTHY:
         return "healthy, until it is stable"
     return facts.reason or "not looked at yet"
 
 
+def _evidence(facts: InstanceFacts, seen: Observation) -> str:
+    """Why what an instance runs is not what is wanted."""
+    return "it is the process from before the restart" if facts.serves == seen.build else facts.evidence
+
+
 def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setback: Setback | None) -> str:
     """Why an instance has failed; empty while there is hope."""
-    wrong_build = facts.running and facts.serves != seen.build
-    last = setback.reason if setback else facts.evidence if wrong_build else facts.reason
+    wrong = facts.running and not seen.right(facts)
+    last = setback.reason if setback else _evidence(facts, seen) if wrong else facts.reason
     if view.phase is Phase.WARMING and _is_down(facts, seen) and (facts.state is State.FAILED or setback is None):
         return f"{facts.name} did not stay up after its restart: {last}"
     if view.phase is Phase.WARMING and facts.lives >= _LIVES and facts.health is not Health.HEALTHY:
@@ -312,6 +320,12 @@ def _drain_waits(seen: Observation, shown: tuple[InstanceView, ...]) -> frozense
     closed = {_closed_key(facts.name) for facts in seen.instances if facts.gate_closed}
     trying = {_wait_key(Phase.DRAINING, view.name) for view in shown if view.phase is Phase.STALE}
     return frozenset(closed | (trying & seen.waits.keys()))
+
+
+def _environment(facts: InstanceFacts, seen: Observation) -> bool:
+    """Whether the world around an instance is what it waits for: its manager cannot be asked. That is retried, and no failure."""
+    setback = seen.setbacks.get(Restart(instance=facts.name).key)
+    return facts.manager_away or (setback is not None and setback.environment and not seen.right(facts))
 
 
 def _is_down(facts: InstanceFacts, seen: Observation) -> bool:
@@ -348,7 +362,7 @@ def _obstacle(facts: InstanceFacts, seen: Observation) -> str:
     if not facts.looked:
         return "not looked at yet"
     if facts.state is State.UNKNOWN:
-        return "nobody knows whether it runs"
+        return f"nobody knows whether it runs: {facts.reason}" if facts.reason else "nobody knows whether it runs"
     return facts.gate_problem if seen.rules.drain is not None else ""
 
 
@@ -358,8 +372,8 @@ def _entry(name: str, wish: Plan, rules: Rules) -> InstanceAct:
 
 def _stalled(seen: Observation, acts: tuple[Act, ...], reason: str, waits: frozenset[str]) -> Moves:
     """Nothing is in the cycle yet: a wait like any other, with an end, however often somebody tries to enter."""
-    if not seen.connected:
-        return Moves(reason=reason, waits=waits)
+    if not seen.connected or any(_environment(facts, seen) for facts in seen.instances):
+        return Moves(acts=acts, reason=reason, waits=waits)
     deadline = seen.waits.get("stalled", seen.now) + seen.rules.healthy_timeout
     waits |= {"stalled"}
     if seen.now >= deadline:
@@ -371,7 +385,9 @@ def _in_flight(facts: InstanceFacts) -> str:
     found = facts.connections
     if found is None and facts.gate_problem:
         return facts.gate_problem
-    return f"{found.busy} connections busy, {found.idle} kept open by clients" if found else "its connections were not counted yet"
+    if found is None:
+        return "its connections were not counted yet" if facts.gate_closed else "its gate is being closed"
+    return f"{found.busy} connections busy, {found.idle} kept open by clients"
 
 
 def _floor(wish: Plan, rules: Rules, count: int) -> int:

@@ -284,7 +284,7 @@ def _progress(entry: HostEntry, rollout: str, build: str) -> str:
     status = entry.status
     if status is None or status.rollout != rollout:
         return ""
-    if status.step in ("failed", "blocked"):
+    if status.step in ("failed", "reverted", "broken", "blocked"):
         raise RestartFailed(f"{entry.host} {status.step}: {status.reason or status.last_error}")
     if _converged(entry, rollout):
         return f"serves {build}"

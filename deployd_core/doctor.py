@@ -65,7 +65,7 @@ def examine(host: Host) -> Iterator[Check]:
     yield _firewall()
     yield from _xtables_lock(_XTABLES_LOCK)
     yield _agent(host.config)
-    yield from _leases(host.plugins)
+    yield from _leases(host)
     if not host.config.services:
         yield Check(name="services", verdict=Verdict.WARN, says="agent.toml names no service", hint='services = ["web"]')
     yield from _zookeeper(host)
@@ -124,6 +124,9 @@ def _firewall() -> Check:
     for family, path in _LEGACY_TABLES:
         try:
             names = path.read_text(encoding="ascii").split()
+        except PermissionError:
+            tables.append(f"{family} hidden from this user")
+            continue
         except OSError:
             continue
         tables.append(f"{family} {' '.join(sorted(names)) or 'no table loaded'}")
@@ -173,9 +176,9 @@ def _agent(config: AgentConfig) -> Check:
     return stopped
 
 
-def _leases(plugins: Plugins) -> Iterator[Check]:
+def _leases(host: Host) -> Iterator[Check]:
     try:
-        found = drains.list_closed(drains.gates(plugins))
+        found = drains.list_closed(drains.gates(host.plugins, Path(host.config.state_directory)))
     except DeploydError as error:
         yield Check(name="closed gates", verdict=Verdict.WARN, says=f"cannot be listed: {error.message}", hint=error.hint)
         return
@@ -183,6 +186,9 @@ def _leases(plugins: Plugins) -> Iterator[Check]:
     if stray:
         names = ", ".join(f"{one.lease.instance} ({one.state.value})" for one in stray)
         yield Check(name="closed gates", verdict=Verdict.WARN, says=f"no process stands for {names}", hint="deployd drains reap")
+    elif found.problems:
+        # Nothing closed was found, where it could be looked for: that is no good news.
+        yield Check(name="closed gates", verdict=Verdict.WARN, says="; ".join(found.problems), hint="deployd drains list")
     else:
         held = ", ".join(one.lease.instance for one in found.closed)
         yield _ok("closed gates", f"{held}: held by a process that lives" if held else "none")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
@@ -17,6 +18,7 @@ from deployd_core.boundary import Bound
 from deployd_core.errors import ConfigError, DeploydError
 from deployd_core.plugins import Kind, Plugins
 from deployd_core.processes import owner_lives, same_owner
+from deployd_core.remembered import recall
 
 _COUNTING = 0.1
 """Seconds between two counts of an instance's connections."""
@@ -36,10 +38,23 @@ class Lease(Enum):
 class Closed(Struct, frozen=True, kw_only=True):
     """A closed gate, and who can tell of it."""
 
-    gate: str
-    """The name of the plugin."""
+    by: Bound[Gate[Any]]
+    """The gate that told of it, and can open it."""
     lease: ClosedGate
     state: Lease
+
+    @property
+    def gate(self) -> str:
+        """The name of the plugin."""
+        return self.by.name
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """The gates that can be asked about all of a host."""
+
+    gates: tuple[Bound[Gate[Any]], ...]
+    problems: tuple[str, ...] = ()
+    """Gates on record that cannot be asked, and why."""
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -50,9 +65,9 @@ class Found(Struct, frozen=True, kw_only=True):
     """Gates that could not be asked, and why."""
 
 
-def gates(plugins: Plugins) -> list[Bound[Gate[Any]]]:
-    """The gates that can be asked about all of a host: those that work without options and can tell."""
-    found = []
+def gates(plugins: Plugins, state_directory: Path) -> Asked:
+    """The gates to ask: those on record with the options of their services, then those that work without options and can tell."""
+    found, problems = recall(state_directory, plugins)
     for implementation in plugins.of_kind(Kind.GATE):
         kind: Any = implementation.plugin
         if kind.closed_everywhere is Gate.closed_everywhere:
@@ -61,19 +76,19 @@ def gates(plugins: Plugins) -> list[Bound[Gate[Any]]]:
             found.append(plugins.make(Kind.GATE, kind.name, {}, where="deployd drains"))
         except ConfigError:
             continue  # it has to be told where its balancer is
-    return found
+    return Asked(gates=tuple(found), problems=tuple(problems))
 
 
-def list_closed(asked: Sequence[Bound[Gate[Any]]]) -> Found:
+def list_closed(asked: Asked) -> Found:
     """Ask every gate; one that cannot be asked does not hide what the others know.
 
     Raises:
         DeploydError: None could be asked.
     """
     known: dict[ClosedGate, Closed] = {}
-    problems: list[str] = []
+    problems = list(asked.problems)
     errors: list[DeploydError] = []
-    for gate in asked:
+    for gate in asked.gates:
         try:
             leases = gate.call("listing closed gates", lambda it: it.closed_everywhere())
         except DeploydError as error:
@@ -82,8 +97,8 @@ def list_closed(asked: Sequence[Bound[Gate[Any]]]) -> Found:
             continue
         for lease in leases:
             # A gate that hands on to another tells of the same leases: the later one, which holds them, is named.
-            known[lease] = Closed(gate=gate.name, lease=lease, state=state_of(lease, time.time()))
-    if asked and len(errors) == len(asked):
+            known[lease] = Closed(by=gate, lease=lease, state=state_of(lease, time.time()))
+    if asked.gates and len(errors) == len(asked.gates):
         raise errors[0]
     return Found(closed=tuple(sorted(known.values(), key=_order)), problems=tuple(dict.fromkeys(problems)))
 
@@ -95,15 +110,14 @@ def state_of(lease: ClosedGate, now: float) -> Lease:
     return Lease.HELD if owner_lives(lease.owner) else Lease.ORPHANED
 
 
-def clear(asked: Sequence[Bound[Gate[Any]]], closed: Sequence[Closed]) -> tuple[list[Closed], list[DeploydError]]:
+def clear(closed: Sequence[Closed]) -> tuple[list[Closed], list[DeploydError]]:
     """Open what is closed, each by the gate that told of it; what was opened, and what went wrong on the way."""
-    by_name = {gate.name: gate for gate in asked}
     opened: list[Closed] = []
     errors: list[DeploydError] = []
     for found in closed:
         service, instance = found.lease.service, found.lease.instance
         try:
-            by_name[found.gate].call(f"opening {instance}", lambda it, s=service, i=instance: it.clear(s, i))  # type: ignore[misc]
+            found.by.call(f"opening {instance}", lambda it, s=service, i=instance: it.clear(s, i))  # type: ignore[misc]
         except DeploydError as error:
             errors.append(error)
         else:
@@ -111,7 +125,7 @@ def clear(asked: Sequence[Bound[Gate[Any]]], closed: Sequence[Closed]) -> tuple[
     return opened, errors
 
 
-def dead(asked: Sequence[Bound[Gate[Any]]], *, grace: float, wait: Callable[[float], object] = time.sleep) -> Found:
+def dead(asked: Asked, *, grace: float, wait: Callable[[float], object] = time.sleep) -> Found:
     """What no live process stands for: leases that have run out, and those whose owner is gone and stays gone.
 
     Args:

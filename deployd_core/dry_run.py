@@ -98,6 +98,9 @@ class _Host:
         """What will happen: when, in which order, to which instance, and what is known of it then."""
         self._moves: list[Move] = []
         self._fewest = len(seen.instances)
+        for facts in seen.instances:
+            if facts.gate_closed:
+                self._drained_later(facts.name)  # its drain has begun before we looked
 
     def live(self, strategy: Callable[[HostView], Plan]) -> Story:
         """Go round until nothing more happens."""
@@ -153,6 +156,11 @@ class _Host:
     def _later(self, seconds: float, name: str = "", **changes: Any) -> None:
         heapq.heappush(self._coming, (self._seen.now + seconds, len(self._moves) + len(self._coming), name, changes))
 
+    def _drained_later(self, name: str) -> None:
+        """The requests of an instance whose gate is closed will have ended."""
+        settle = self._seen.rules.drain.settle if self._seen.rules.drain else 0.0
+        self._later(max(settle, self._assumptions.drain + _COUNTING), name, quiet=_COUNTS, connections=_QUIET)
+
     def _forget(self, name: str) -> None:
         """What was to happen to an instance will not."""
         self._coming = [event for event in self._coming if event[2] != name]
@@ -168,12 +176,14 @@ class _Host:
                 changes = self._stage(act)
             case TakePermit():
                 changes = {"permit": PermitView(held=True)}
-            case Flip():
-                changes = {"current": seen.build}
-            case Settle():
-                changes = {"permit": PermitView(), "good": True, "failure": None}
+            case Flip(build=build, rollout=rollout):
+                changes = {"current": build, "flipped_for": rollout}
+                for name in self._facts:
+                    self._change(name, ordered=False)
+            case Settle(failed=failed):
+                changes = {"permit": PermitView(), "good": not failed, "failure": seen.failure if failed else None}
             case RecordFailure(reason=reason):
-                changes = {"failure": reason}
+                changes = {"failure": reason, "waits": {}}
             case _:
                 changes = {"tidy": True}
         self._seen = msgspec.structs.replace(seen, **changes)
@@ -196,8 +206,7 @@ class _Host:
         match act:
             case CloseGate() if drain is not None:
                 if not facts.gate_closed:
-                    drained = max(drain.settle, self._assumptions.drain + _COUNTING)
-                    self._later(drained, name, quiet=_COUNTS, connections=_QUIET)
+                    self._drained_later(name)
                 self._change(name, gate_closed=True, gate_ours=True, gate_held=False, lease_left=drain.lease, opened_at=None)
                 self._later(drain.lease / 2 + 0.001)
             case Restart():
@@ -208,6 +217,7 @@ class _Host:
                     running=True,
                     state=State.RUNNING,
                     serves=self._seen.current,
+                    restarted_for=self._seen.flipped_for,
                     health=Health.UNHEALTHY,
                     streak=0,
                     warm=False,

@@ -18,16 +18,18 @@ from pathlib import Path
 
 import msgspec
 
-from deployd_core.acts import Act, CloseIdle, Restart
+from deployd_core import ending
+from deployd_core.acts import Act, Advance, CloseIdle, Restart
 from deployd_core.api import HostCall, InstanceCall
 from deployd_core.asking import ask_strategy
 from deployd_core.clock import Clock, rfc3339
 from deployd_core.config import ServiceSetup, root_of, set_up
-from deployd_core.coordination import Coordination, Denial, Denied, HostStatus, Link, Snapshot
+from deployd_core.coordination import Coordination, HostStatus, Link, Snapshot
 from deployd_core.errors import DeploydError
 from deployd_core.events import Events
 from deployd_core.looking import Looking
-from deployd_core.model import Build, Event, Instance, Veto
+from deployd_core.model import Build, Event, Instance
+from deployd_core.observation import Observation
 from deployd_core.observing import observe, pinned_digest
 from deployd_core.performing import Identity, Performer, Scene
 from deployd_core.planner import Decision, HostStep, plan_host
@@ -37,6 +39,7 @@ from deployd_core.reporting import Report, progress_in_words
 from deployd_core.setbacks import Setbacks
 from deployd_core.sightings import unseen
 from deployd_core.tasks import Outcome, Tasks, ThreadTasks, error_of
+from deployd_core.turn import Turn
 
 _LOG = logging.getLogger("deployd.engine")
 
@@ -44,8 +47,7 @@ _REREAD_EVERY = 60.0
 """Seconds after which ZooKeeper is read again without being told to: a net under missed watches."""
 _RETRY = 1.0
 _CHANGES_DISK = ("fetch", "unpack", "runstep", "flip", "settle", "tidy")
-_DISRUPTIVE = ("restart:", "flip")
-_EXCLUSIVE = (*_DISRUPTIVE, "settle", "tidy")
+_EXCLUSIVE = (*ending.DISRUPTIVE, "settle", "tidy")
 """Acts of which no second one is begun beside a first that hangs."""
 _GIVING_BACK = ("takepermit", "settle", "recordfailure")
 """Acts that wait for ZooKeeper alone: when it has answered there is no reason to wait on."""
@@ -84,6 +86,7 @@ class Engine:
         self._store: ReleaseStore | None = None
         self._root = Path()
         self._disk: Disk | None = None
+        self._seen: tuple[Observation, Scene] | None = None
         self._looking = Looking(self._tasks, observe_every=observe_every, owner=identity.owner)
         # What makes it patient.
         self._epoch = 0
@@ -92,6 +95,7 @@ class Engine:
         self._tidy = False
         self._random = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._setbacks = Setbacks(self._random)
+        self._turn = Turn(self._setbacks, clock, self._random)
         self._waits: dict[str, float] = {}
         self._cancel = threading.Event()
         self._progress: tuple[int, int | None] | None = None
@@ -107,21 +111,8 @@ class Engine:
         self._awake.set()
 
     def run(self, stop: threading.Event) -> None:
-        """Go round until `stop` is set and `wake` called; then end at a safe point: no restart under way."""
-        while not stop.is_set():
-            try:
-                wait = self.round()
-            except Exception as error:  # noqa: BLE001 - one of the two boundaries: a bug in one service must not end the others
-                _LOG.exception("%s: a round failed; this is a bug in deployd, please report it", self.service)
-                self._last_error = f"a round failed, see the agent's log: {type(error).__name__}: {error}"
-                wait = _RETRY
-            self._awake.wait(wait)
-            self._awake.clear()
-        self._cancel.set()
-        while any(key.startswith(_DISRUPTIVE) for key in self._tasks.busy):
-            self._awake.wait(_RETRY)
-            self._awake.clear()
-            self._tasks.collect()
+        """Go round until `stop` is set and `wake` called; then end at a safe point, with the gates open of what can serve."""
+        ending.go_round(self, stop, self._awake, self._tasks, self._clock)
 
     def round(self) -> float:
         """Observe, plan and act once; the seconds until the next round is due."""
@@ -135,11 +126,27 @@ class Engine:
         if self._problem or self._setup is None or self._disk is None:
             decision = Decision(step=HostStep.BLOCKED, reason=self._problem)
         else:
-            decision = self._decide(self._snapshot, self._setup, self._disk, now)
+            seen, decision = self._decide(self._snapshot, self._setup, self._disk, now)
             self._waits = {key: self._waits.get(key, now) for key in decision.waits}
-            self._start(decision, self._snapshot, self._setup, self._disk, now)
+            self._seen = seen, self._start(decision, self._snapshot, self._setup, self._disk, now)
         status = self._tell(decision, self._snapshot)
         return self._until_next(decision, status, now)
+
+    def final_round(self) -> None:
+        """Learn what has ended, and open what can serve."""
+        self._cancel.set()
+        for outcome in self._tasks.collect():
+            self._take(outcome)
+        if self._seen is not None and not self._problem:
+            seen, scene = self._seen
+            now, instances = self._clock.monotonic(), self._looking.facts(self._clock.time())
+            for act in ending.last_acts(seen, instances, busy=self._tasks.busy, setbacks=self._setbacks.by_key, now=now):
+                self._start_act(act, scene)
+
+    def round_failed(self, error: Exception) -> None:
+        """A round ended in a bug of ours, which is to be shown."""
+        _LOG.error("%s: a round failed; this is a bug in deployd, please report it", self.service, exc_info=error)
+        self._last_error = f"a round failed, see the agent's log: {type(error).__name__}: {error}"
 
     # Observe.
 
@@ -164,8 +171,8 @@ class Engine:
         if aim != self._aim:
             self._aim = aim
             self._take_aim()
-        elif before is not None and before.failure is not None and snapshot.failure is None:
-            self._take_aim()  # somebody wants it tried again
+        elif before is not None and (before.failure is None) != (snapshot.failure is None):
+            self._take_aim()  # it goes back to its last good build, or somebody wants it tried again
         for key in _GIVING_BACK:
             self._setbacks.lift(key)
 
@@ -199,12 +206,13 @@ class Engine:
         self._last_error = ""
         self._tidy = False
         self._setbacks.clear()
+        self._turn.begin(self._snapshot.hosts if self._snapshot else 1)
         self._waits.clear()
         self._looking.forget_orders()
 
     # Plan.
 
-    def _decide(self, snapshot: Snapshot, setup: ServiceSetup, disk: Disk, now: float) -> Decision:
+    def _decide(self, snapshot: Snapshot, setup: ServiceSetup, disk: Disk, now: float) -> tuple[Observation, Decision]:
         seen = observe(
             snapshot,
             setup,
@@ -217,17 +225,18 @@ class Engine:
             waits=self._waits,
             facts=self._looking.strategy_facts,
             connected=self._coordination.link is Link.CONNECTED,
+            advanced=self._turn.advanced,
             now=now,
         )
         decision = plan_host(seen, lambda view: ask_strategy(setup.strategy, view))
         if decision.step is HostStep.FETCHING and self._progress is not None:
-            return msgspec.structs.replace(decision, reason=progress_in_words(*self._progress))
-        return decision
+            decision = msgspec.structs.replace(decision, reason=progress_in_words(*self._progress))
+        return seen, decision
 
     # Act.
 
-    def _start(self, decision: Decision, snapshot: Snapshot, setup: ServiceSetup, disk: Disk, now: float) -> None:
-        """Begin the acts of a decision, and the looks that are due."""
+    def _start(self, decision: Decision, snapshot: Snapshot, setup: ServiceSetup, disk: Disk, now: float) -> Scene:
+        """Begin the acts of a decision, and the looks that are due; the scene of it all."""
         scene = self._scene(decision, snapshot, setup, disk)
         for act in decision.acts:
             self._start_act(act, scene)
@@ -240,6 +249,7 @@ class Engine:
             service=self.service, host=scene.host, zone=scene.zone, address=scene.address, root=scene.root, timeout=_REREAD_EVERY
         )
         self._looking.start_facts(setup, here, epoch=self._epoch, now=now)
+        return scene
 
     def _start_act(self, act: Act, scene: Scene) -> None:
         if self._store is None:
@@ -247,7 +257,7 @@ class Engine:
         performer = Performer(
             store=self._store,
             coordination=self._coordination,
-            vetoes=self._plugins.hook_functions("deployd_veto"),
+            hooks=self._plugins.hook_functions,
             progress=self._progressed,
             clock=self._clock,
         )
@@ -256,8 +266,8 @@ class Engine:
             if act.cut:
                 self._last_error = f"{act.instance} was restarted with {act.cut} connections in flight: the drain took too long"
                 self._emit("instance.cut", scene.snapshot, {"instance": act.instance, "connections": act.cut})
-        # Idle connections are closed ten times a second while an instance is drained.
-        _LOG.log(logging.DEBUG if isinstance(act, CloseIdle) else logging.INFO, "%s: %s", self.service, act.doing)
+        # What is done again and again, though nothing is wrong, need not fill the log.
+        _LOG.log(logging.DEBUG if isinstance(act, CloseIdle | Advance) else logging.INFO, "%s: %s", self.service, act.doing)
         self._tasks.start(
             act.key,
             lambda: performer.perform(act, scene),
@@ -268,20 +278,20 @@ class Engine:
 
     def _scene(self, decision: Decision, snapshot: Snapshot, setup: ServiceSetup, disk: Disk) -> Scene:
         digest = pinned_digest(snapshot, disk, self._digest)
-        converged = Decision(step=HostStep.CONVERGED, instances=decision.instances)
         return Scene(
             service=self.service,
             host=self._identity.host,
             zone=snapshot.membership.zone,
             address=self._identity.address,
             owner=self._identity.owner,
+            state_directory=self._identity.state_directory,
             root=self._root,
             snapshot=snapshot,
             setup=setup,
             build=Build(id=snapshot.enabled.build, digest=digest) if snapshot.enabled and digest else None,
             current=disk.current,
             running=self._looking.served,
-            converged_status=self._status(converged, snapshot),
+            settled_status=self._status(decision.settled, snapshot),
             cancel=self._cancel,
         )
 
@@ -305,6 +315,8 @@ class Engine:
         if kind in _CHANGES_DISK:
             self._look_at_disk()
             self._progress = None
+        if kind == "flip":
+            self._looking.forget_orders()  # they were for what `current` was before
         if kind == "restart":
             self._looking.restarted(name, now)
         if kind != "restart" and error is None:
@@ -329,24 +341,19 @@ class Engine:
         match kind:
             case "settle":
                 self._last_error, self._tidy = "", False
+                self._turn.finished()
             case "resolve":
                 self._digest = outcome.value
             case "warmup":
                 self._looking.warmed(name)
             case "takepermit":
-                self._take_answer(outcome, now)
+                # A permit shows in the next snapshot; a no is a setback that any change in ZooKeeper ends.
+                self._changed |= self._turn.answered(outcome.value, now) or self._woken_at >= outcome.started
+                self._alarm(outcome.value)
             case "recordfailure":
                 self._changed = True
-
-    def _take_answer(self, outcome: Outcome, now: float) -> None:
-        """A permit shows in the next snapshot; a no is a setback that any change in ZooKeeper ends."""
-        answer = outcome.value
-        if isinstance(answer, Veto):
-            self._setbacks.refused("takepermit", f"vetoed by {answer.reason}", now, retry_after=answer.retry_after)
-        elif isinstance(answer, Denied) and answer.code is not Denial.CHANGED and self._woken_at < outcome.started:
-            self._setbacks.refused("takepermit", answer.reason, now, retry_after=_REREAD_EVERY)
-        else:
-            self._changed = True
+            case "advance":
+                self._turn.looked(outcome.value, now)
 
     def _look_at_disk(self) -> None:
         if self._store is None:
@@ -366,10 +373,15 @@ class Engine:
 
     def _tell(self, decision: Decision, snapshot: Snapshot) -> HostStatus:
         status = self._status(decision, snapshot)
+        self._alarm()
         if self._report.tell(status, self._tasks, self._epoch):
             detail = {"reason": status.reason, "served": status.served, "rollout": status.rollout}
             self._emit(f"host.{status.step}", snapshot, detail)
         return status
+
+    def _alarm(self, answer: object = None) -> None:
+        if self._snapshot is not None and (detail := self._turn.alarm(self._snapshot, answer)) is not None:
+            self._emit("permit.held-too-long", self._snapshot, detail)
 
     def _emit(self, name: str, snapshot: Snapshot, detail: Mapping[str, object]) -> None:
         build = snapshot.enabled.build if snapshot.enabled else ""

@@ -24,6 +24,11 @@ class History(Struct, frozen=True, kw_only=True):
     flips: tuple[Flip, ...] = ()
     """Oldest first."""
 
+    def at(self, build: str, rollout: str) -> bool:
+        """Whether the last flip was to a build, for this rollout if one is named."""
+        last = self.flips[-1] if self.flips else None
+        return not rollout or (last is not None and (last.build, last.rollout) == (build, rollout))
+
     def marked_good(self, build: str) -> History:
         """With a build as the newest good one."""
         good = (build, *(other for other in self.good if other != build))
@@ -34,13 +39,14 @@ class History(Struct, frozen=True, kw_only=True):
         last = max((number for number, flip in enumerate(self.flips, start=1) if flip.build == current), default=0)
         return self.flips if current is None else self.flips[:last]
 
-    def flipped(self, build: str) -> History:
-        """With a flip to a build at this moment."""
+    def flipped(self, build: str, *, rollout: str = "") -> History:
+        """With a flip to a build at this moment, maybe for a rollout that asks for a restart."""
         flip = Flip(
             build=build,
             boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
             boot_time=time.clock_gettime(time.CLOCK_BOOTTIME),
             at=rfc3339(time.time()),
+            rollout=rollout,
         )
         return msgspec.structs.replace(self, flips=(*self.flips, flip)[-_FLIPS_KEPT:])
 

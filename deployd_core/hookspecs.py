@@ -226,6 +226,22 @@ def deployd_veto(request: RestartRequest) -> Veto | None:
 
 
 @hookspec
+def deployd_veto_promotion(service: str, build: str) -> str | None:
+    """Say why a build that the canary hosts serve must not go to the fleet, or return None.
+
+    Asked before a build is promoted: by the agent of a canary host when that happens by itself, and by ``deployd promote``. A veto
+    that raises or does not answer in time counts as a veto, with that as its reason: what could not be asked has not agreed.
+
+    Example::
+
+        @hookimpl
+        def deployd_veto_promotion(service, build):
+            if pathlib.Path("/run/error-rate-is-high").exists():
+                return "too many errors on the canaries"
+    """
+
+
+@hookspec
 def deployd_event(event: Event) -> None:
     """Be told what happens on this host. Runs beside the deploy: slowness and errors do no harm to it.
 

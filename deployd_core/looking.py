@@ -18,6 +18,14 @@ _FASTEST, _SLOWEST = 0.01, 0.25
 _COUNTING = 0.1
 """Seconds between two counts of an instance's connections."""
 _DURING_DEPLOY = 1.0
+_DEPLOYING = (
+    HostStep.FLIPPING,
+    HostStep.RESTARTING,
+    HostStep.REVERTING,
+    HostStep.CHECKING,
+    HostStep.FAILED,
+    HostStep.BROKEN,
+)
 _BEFORE_DEPLOY = 2.0
 _PATIENCE = 60.0
 """Seconds after which an instance that nothing is done to, and nothing is learnt of, is looked at no more often than others."""
@@ -175,15 +183,15 @@ class Looking:
             return _COUNTING
         if step is HostStep.CHECKING and quiet > _PATIENCE:
             return self._observe_every
-        if step in (HostStep.RESTARTING, HostStep.CHECKING) and view.phase.in_cycle:
+        if step in (HostStep.RESTARTING, HostStep.REVERTING, HostStep.CHECKING) and view.phase.in_cycle:
             return min(_SLOWEST, max(_FASTEST, quiet / 10))
-        if step in (HostStep.RESTARTING, HostStep.FAILED, HostStep.CHECKING, HostStep.FLIPPING):
+        if step in _DEPLOYING:
             return _DURING_DEPLOY
         return min(_BEFORE_DEPLOY if step is HostStep.WAITING else self._observe_every, self._observe_every)
 
 
 def _returning(step: HostStep, view: InstanceView, watch: Watch) -> bool:
     """Whether clients are waited for, so that they have to be counted."""
-    if step is not HostStep.RESTARTING or view.gate_closed or watch.opened_at is None:
+    if step not in (HostStep.RESTARTING, HostStep.REVERTING) or view.gate_closed or watch.opened_at is None:
         return False
     return view.phase is Phase.RETURNING or (view.phase in (Phase.STALE, Phase.WARMING) and not watch.traffic_back)

@@ -134,6 +134,8 @@ class Flip(Struct, frozen=True, kw_only=True):
     boot: str
     boot_time: float
     at: str
+    rollout: str = ""
+    """The rollout that asked for a restart on the build that was served already; empty for any other flip."""
 
 
 class State(Enum):

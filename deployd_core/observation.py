@@ -32,6 +32,8 @@ class Rules(Struct, frozen=True, kw_only=True):
     healthy_timeout: float = 300.0
     restart_timeout: float = 0.0
     min_available: Share = Share(0)
+    revert: bool = True
+    """Whether a host goes back to its last good release when the wanted one has failed on it."""
 
 
 class InstanceFacts(Struct, frozen=True, kw_only=True):
@@ -45,6 +47,8 @@ class InstanceFacts(Struct, frozen=True, kw_only=True):
     running: bool = False
     """It has a main process."""
     serves: str | None = None
+    restarted_for: str = ""
+    """The rollout that the last flip before its process started was for, when that was a restart."""
     health: Health = Health.UNKNOWN
     streak: int = 0
     """Healthy answers in a row, from this very process."""
@@ -55,6 +59,8 @@ class InstanceFacts(Struct, frozen=True, kw_only=True):
     """Processes that it was seen with since it was last restarted."""
     state_since: float = 0.0
     """Since when every look found this very process, or none, in this state."""
+    manager_away: bool = False
+    """Its manager could not be asked, which is no word about the instance."""
     reason: str = ""
     """The last word of the probe or the manager."""
     evidence: str = ""
@@ -91,6 +97,8 @@ class Setback(Struct, frozen=True, kw_only=True):
     retry_at: float
     blocking: bool = False
     """A person must change something; what is wrong on this host itself may be mended without a word, so it is tried again."""
+    environment: bool = False
+    """Something outside was not there: that is no fault of the build."""
 
 
 class Staging(Struct, frozen=True, kw_only=True):
@@ -119,15 +127,25 @@ class Observation(Struct, frozen=True, kw_only=True):
     steps: tuple[str, ...] = ()
     """Markers of the post-install steps, in order."""
     current: str | None = None
+    restart: str = ""
+    """The id of a rollout that asks for a restart on the build that is served already; empty in any other."""
+    flipped_for: str = ""
+    """The rollout that the last flip was for, when that was a restart."""
     flip_problem: str = ""
     good: bool = False
     """The wanted build is marked as the last good one."""
+    last_good: str | None = None
+    """The newest build that served well here, is not the wanted one, and can be flipped to at once; None when there is none."""
     tidy: bool = True
     """Releases that nobody needs have been removed since the last deploy."""
     instances: tuple[InstanceFacts, ...] = ()
     rules: Rules = Rules()
     connected: bool = True
     permit: PermitView = PermitView()
+    queued: bool = False
+    """It stands in the queue for a permit."""
+    advanced: bool = True
+    """There is nothing left that this host could do for the rollout as a whole."""
     fleet: FleetView = FleetView()
     failure: str | None = None
     """Why this host failed in this rollout."""
@@ -139,6 +157,15 @@ class Observation(Struct, frozen=True, kw_only=True):
     """Since when something has been waited for; see `Decision.waits`."""
     facts: Mapping[str, object] | None = field(default_factory=dict)
     """What the strategy found out about the host; None until it has looked."""
+
+    @property
+    def flipped(self) -> bool:
+        """Whether `current` points at the wanted build, and was pointed there for the restart that is asked for."""
+        return self.current == self.build and self.restart in ("", self.flipped_for)
+
+    def right(self, facts: InstanceFacts) -> bool:
+        """Whether what an instance runs is what is wanted: the build, by a process that was started after the flip to it."""
+        return facts.serves is not None and facts.serves == self.build and self.restart in ("", facts.restarted_for)
 
     def ready(self, key: str) -> bool:
         """Whether an act may begin: it is not under way, and needs not wait after a setback."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from deployd_core.config import ServiceSetup
-from deployd_core.coordination import Snapshot
+from deployd_core.coordination import Enabled, Snapshot
 from deployd_core.model import FleetView, PermitView
 from deployd_core.observation import Drain, InstanceFacts, Observation, Rules, Setback, Staging
 from deployd_core.releases import Disk
+from deployd_core.spec import OnHostFailure
 
 
 def observe(
@@ -24,6 +25,7 @@ def observe(
     waits: Mapping[str, float],
     facts: Mapping[str, object] | None,
     connected: bool,
+    advanced: bool,
     now: float,
 ) -> Observation:
     """Make the observation. `digest` is what the source said of a build that was enabled without one."""
@@ -39,15 +41,20 @@ def observe(
         staging=_staging(build, pinned_digest(snapshot, disk, digest), disk),
         steps=setup.step_markers,
         current=disk.current,
+        restart=snapshot.rollout_id if snapshot.enabled and snapshot.enabled.restart else "",
+        flipped_for=disk.flips[-1].rollout if disk.flips else "",
         flip_problem=disk.problem,
         tidy=tidy,
         good=build is not None and disk.good[:1] == (build,),
+        last_good=_last_good(snapshot.enabled, disk, setup.step_markers),
         instances=tuple(instances),
         rules=rules_of(setup),
         connected=connected,
         permit=PermitView(held=snapshot.permit is not None, token=snapshot.permit.token if snapshot.permit else 0),
+        queued=snapshot.queued,
+        advanced=advanced,
         fleet=FleetView(
-            hosts=snapshot.hosts, permits=len(snapshot.permits), failed=len(snapshot.rollout.failed_in(snapshot.rollout_id))
+            hosts=snapshot.hosts, permits=snapshot.permits, failed=len(snapshot.rollout.failed_in(snapshot.rollout_id))
         ),
         failure=snapshot.failure.reason if snapshot.failure else None,
         busy=busy,
@@ -77,7 +84,26 @@ def rules_of(setup: ServiceSetup) -> Rules:
         healthy_timeout=float(table.healthy_timeout),
         restart_timeout=float(table.restart_timeout),
         min_available=table.min_available,
+        revert=setup.spec.rollout.on_host_failure is OnHostFailure.REVERT,
     )
+
+
+def _last_good(wanted: Enabled | None, disk: Disk, steps: tuple[str, ...]) -> str | None:
+    """What a host goes back to when the wanted build fails on it.
+
+    Not from a restart of the build that it has served well: no other build was in play, and none is brought in by surprise.
+    """
+    if wanted is None or (wanted.restart and wanted.build in disk.good):
+        return None
+    return next((good for good in disk.good if good != wanted.build and _complete(good, disk, steps)), None)
+
+
+def _complete(build: str, disk: Disk, steps: tuple[str, ...]) -> bool:
+    """Whether a release can be flipped to at once: its steps have run, if not those of this spec then those of its own time."""
+    release = disk.releases.get(build)
+    if release is None:
+        return False
+    return release.steps.issuperset(steps) or any(flip.build == build and flip.at >= release.published_at for flip in disk.flips)
 
 
 def _drain_of(setup: ServiceSetup) -> Drain | None:

@@ -15,11 +15,13 @@ from msgspec import Struct
 from deployd_core import warmup
 from deployd_core.acts import (
     Act,
+    Advance,
     CloseGate,
     CloseIdle,
     Fetch,
     Flip,
     InstanceAct,
+    LeaveQueue,
     OpenGate,
     RecordFailure,
     Resolve,
@@ -36,16 +38,19 @@ from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.clock import Clock
 from deployd_core.config import ServiceSetup, step_timeout
 from deployd_core.coordination import Coordination, Denied, HostStatus, Permit, Snapshot
-from deployd_core.errors import ConfigError, PluginError, Unavailable
+from deployd_core.errors import ConfigError, DeploydError, PluginError, Unavailable
 from deployd_core.model import Action, Build, RestartRequest, Veto
 from deployd_core.releases import ReleaseStore
+from deployd_core.remembered import remember
 
 _TRANSFER_TIMEOUT = 30.0
 """Seconds without a byte before a transfer is given up."""
 _GRACE = 10.0
 """Seconds that a plugin gets beyond its own timeout before it is abandoned."""
 
-VetoHook = Callable[..., Veto | None]
+
+Hooks = Callable[[str], Sequence[tuple[Provider, Callable[..., Any]]]]
+"""The functions that plugins offer for a hook, by its name: `deployd_core.plugins.Plugins.hook_functions`."""
 
 
 class Identity(Struct, frozen=True, kw_only=True):
@@ -57,6 +62,8 @@ class Identity(Struct, frozen=True, kw_only=True):
     owner: str
     """This very agent, in the gates that it closes: ``host/pid/start time``."""
     version: str
+    state_directory: Path
+    """Where gates with options are put on record, for `deployd drains`."""
 
 
 class Scene(Struct, frozen=True, kw_only=True):
@@ -68,6 +75,7 @@ class Scene(Struct, frozen=True, kw_only=True):
     address: str
     owner: str
     """Names this agent in the gates that it closes."""
+    state_directory: Path
     root: Path
     snapshot: Snapshot
     setup: ServiceSetup
@@ -76,7 +84,7 @@ class Scene(Struct, frozen=True, kw_only=True):
     current: str | None
     running: frozenset[str]
     """Builds that some instance still serves."""
-    converged_status: HostStatus
+    settled_status: HostStatus
     """The report that goes with giving the permit back."""
     cancel: threading.Event
     """Set when another build is wanted, or the agent stops: long transfers end."""
@@ -105,21 +113,26 @@ class Performer:
         *,
         store: ReleaseStore,
         coordination: Coordination,
-        vetoes: Sequence[tuple[Provider, VetoHook]],
+        hooks: Hooks,
         progress: Callable[[int, int | None], None],
         clock: Clock,
     ) -> None:
         self._store = store
         self._coordination = coordination
-        self._vetoes = vetoes
+        self._hooks = hooks
         self._progress = progress
         self._clock = clock
-        self._simple: dict[type[Act], Callable[[Scene], Any]] = {
+        self._performers: dict[type[Act], Callable[[Any, Scene], Any]] = {
             Resolve: self._resolve,
             Fetch: self._fetch,
-            Unpack: lambda scene: store.unpack(_pinned(scene), stop=scene.cancel),
-            Flip: lambda scene: store.flip(_pinned(scene).id),
+            Unpack: lambda _, scene: store.unpack(_pinned(scene), stop=scene.cancel),
+            RunStep: self._run_step,
+            TakePermit: self._take_permit,
+            LeaveQueue: lambda _, scene: coordination.leave_queue(scene.service),
+            Advance: self._advance,
+            Flip: lambda act, _: store.flip(act.build, rollout=act.rollout),
             Settle: self._settle,
+            RecordFailure: lambda act, scene: coordination.record_failure(scene.snapshot, act.reason),
             Tidy: self._tidy,
         }
 
@@ -144,23 +157,17 @@ class Performer:
         """Do it.
 
         Returns:
-            The digest for `Resolve`; a `Permit`, `Denied` or `Veto` for `TakePermit`; a `ClosedGate` for `CloseGate`; nothing else
-            matters.
+            The digest for `Resolve`; a `Permit`, `Denied` or `Veto` for `TakePermit`; seconds until it is worth asking again, or
+            None, for `Advance`; a `ClosedGate` for `CloseGate`; nothing else matters.
 
         Raises:
             DeploydError: It could not be done.
         """
         if isinstance(act, InstanceAct):
             return self._touch(act, scene)
-        if isinstance(act, RecordFailure):
-            return self._coordination.record_failure(scene.snapshot, act.reason)
-        if isinstance(act, TakePermit):
-            return self._take_permit(act, scene)
-        if isinstance(act, RunStep):
-            return self._run_step(act, scene)
-        return self._simple[type(act)](scene)
+        return self._performers[type(act)](act, scene)
 
-    def _resolve(self, scene: Scene) -> str:
+    def _resolve(self, _: Resolve, scene: Scene) -> str:
         enabled = scene.snapshot.enabled
         if enabled is None:
             raise ConfigError("nothing is enabled")
@@ -173,7 +180,7 @@ class Performer:
             )
         return artifact.digest
 
-    def _fetch(self, scene: Scene) -> None:
+    def _fetch(self, _: Fetch, scene: Scene) -> None:
         build = _pinned(scene)
         fetch = self._store.fetch
         scene.setup.source.call(
@@ -194,22 +201,26 @@ class Performer:
         request = RestartRequest(
             service=scene.service, host=scene.host, zone=scene.zone, build=_pinned(scene).id, serving=scene.current
         )
-        for provider, hook in self._vetoes:
+        for provider, hook in self._hooks("deployd_veto"):
             veto = call_plugin(provider, "asking for a veto", lambda hook=hook: hook(request=request))  # type: ignore[misc]
             if veto is not None and not isinstance(veto, Veto):
                 raise PluginError(f"plugin {provider} returned {veto!r} for a veto")
             if veto is not None:
+                self._coordination.leave_queue(scene.service)  # others must not wait until this host may
                 return Veto(reason=f"{provider.entry}: {veto.reason}", retry_after=veto.retry_after)
-        return self._coordination.take_permit(scene.snapshot, act.limit)
+        return self._coordination.take_permit(scene.snapshot, act.limit, priority=act.priority)
 
-    def _settle(self, scene: Scene) -> None:
+    def _advance(self, _: Advance, scene: Scene) -> float | None:
+        return self._coordination.advance(scene.snapshot, lambda build: promotion_veto(self._hooks, scene.service, build))
+
+    def _settle(self, act: Settle, scene: Scene) -> None:
         """The order matters: once the permit is gone nobody comes back for the mark."""
-        self._store.mark_good(_pinned(scene).id)
+        self._store.mark_good(act.build)
         if scene.cancel.is_set():
             raise Unavailable("another build is wanted: the permit is kept for it")
-        self._coordination.release_permit(scene.snapshot, scene.converged_status)
+        self._coordination.release_permit(scene.snapshot, scene.settled_status, keep_failure=bool(act.failed))
 
-    def _tidy(self, scene: Scene) -> None:
+    def _tidy(self, _: Tidy, scene: Scene) -> None:
         table = scene.setup.spec.service
         protect = scene.running | {_pinned(scene).id}
         self._store.prune(keep=table.keep_releases, keep_bytes=table.keep_bytes, protect=protect)
@@ -243,8 +254,25 @@ class Performer:
         until = self._clock.time() + drain.lease
         fields = {name: getattr(call, name) for name in call.__struct_fields__}
         closing = GateCall(**fields, until=until, owner=scene.owner, hold=drain.hold)
+        remember(scene.state_directory, scene.service, scene.setup.spec.instances.gate)
         _gate(scene).call(f"closing {act.instance}", lambda gate: gate.close(closing))
         return ClosedGate(service=scene.service, instance=act.instance, owner=scene.owner, until=until)
+
+
+def promotion_veto(hooks: Hooks, service: str, build: str) -> str:
+    """Why a build must not be promoted; empty when no plugin objects. What could not be asked has not agreed."""
+    for provider, hook in hooks("deployd_veto_promotion"):
+        try:
+            reason: object = call_plugin(
+                provider,
+                "asking for a veto",
+                lambda hook=hook: hook(service=service, build=build),  # type: ignore[misc]
+            )
+        except DeploydError as error:
+            reason = error.message
+        if reason is not None:
+            return f"{provider.entry}: {reason}"
+    return ""
 
 
 def _pinned(scene: Scene) -> Build:

@@ -10,6 +10,9 @@ The life of a deploy on a host::
     → permit → flip                         only when staged, only while ZooKeeper answers
     → the cycle of each instance            close gate → drained → restart → healthy → warm up → open gate → clients are back
     → settle                                mark the release good, give the permit back, tidy up
+
+A host on which the build failed goes back to its last good release by the same cycle, planned as if that one were wanted. That a
+revert is under way is written nowhere: a failure on record, a permit, and what `current` and the processes say are all there is.
 """
 
 from __future__ import annotations
@@ -17,15 +20,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
+import msgspec
 from msgspec import Struct
 
 from deployd_core import cycle
-from deployd_core.acts import Act, Fetch, Flip, RecordFailure, Resolve, RunStep, Settle, TakePermit, Tidy, Unpack
+from deployd_core.acts import (
+    Act,
+    Advance,
+    Fetch,
+    Flip,
+    LeaveQueue,
+    RecordFailure,
+    Resolve,
+    RunStep,
+    Settle,
+    TakePermit,
+    Tidy,
+    Unpack,
+)
 from deployd_core.errors import DeploydError
 from deployd_core.model import Health, HostView, InstanceView, Phase, Plan
 from deployd_core.observation import Observation
 
 _LOOKING = "looking at the instances"
+_ON_RECORD = frozenset({Settle(build="").key, Tidy().key})
 _ZOOKEEPER_AWAY = "ZooKeeper does not answer: nothing new begins until it does"
 
 
@@ -42,7 +60,10 @@ class HostStep(Enum):
     CHECKING = "checking"  # serves the wanted build, and is finding out whether it is healthy
     DEGRADED = "degraded"  # serves the wanted build, but not every instance is healthy
     CONVERGED = "converged"
-    FAILED = "failed"  # keeps its permit until it is healthy or a person decides
+    REVERTING = "reverting"  # the wanted build failed: on the way back to the last good one
+    REVERTED = "reverted"  # serves the last good build, since the wanted one failed; until a person retries, or enables another
+    BROKEN = "broken"  # the wanted build failed and there is no good one to serve: keeps its permit until it is healthy
+    FAILED = "failed"  # stands still, with its permit if it has one, until it is healthy or a person decides
     BLOCKED = "blocked"  # a person must change something; nothing was disturbed
 
 
@@ -60,6 +81,21 @@ class Decision(Struct, frozen=True, kw_only=True):
     instances: tuple[InstanceView, ...] = ()
     plan: Plan | None = None
 
+    @property
+    def down(self) -> bool:
+        """Whether an instance cannot serve, and that is not the doing of a restart that goes well."""
+        return self.step not in _UNDER_WAY and any(view.health is Health.UNHEALTHY for view in self.instances)
+
+    @property
+    def settled(self) -> Decision:
+        """What is to be reported when the permit is given back."""
+        failed = next((act.failed for act in self.acts if isinstance(act, Settle)), "")
+        step = HostStep.REVERTED if failed else HostStep.CONVERGED
+        return Decision(step=step, reason=failed, instances=self.instances)
+
+
+_UNDER_WAY = (HostStep.FLIPPING, HostStep.RESTARTING, HostStep.REVERTING)
+
 
 def plan_host(seen: Observation, strategy: Callable[[HostView], Plan]) -> Decision:
     """Decide what the host does next.
@@ -71,30 +107,78 @@ def plan_host(seen: Observation, strategy: Callable[[HostView], Plan]) -> Decisi
     if seen.build is None:
         held = "; this host holds a permit, which it gives back when a build is enabled and served" if seen.permit.held else ""
         return _decide(seen, HostStep.IDLE, reason=f"nothing is enabled{held}")
-    if seen.busy & {Settle().key, Tidy().key}:
+    if seen.busy & _ON_RECORD:
         # A permit is being given back, or releases removed, maybe under an earlier build: nothing begins until that is done.
-        return _decide(seen, HostStep.CONVERGED if seen.good else HostStep.RESTARTING, reason="putting the deploy on record")
+        way_there = HostStep.RESTARTING if seen.failure is None else HostStep.REVERTING
+        done = seen.good and seen.failure is None
+        return _decide(seen, HostStep.CONVERGED if done else way_there, reason="putting the deploy on record")
+    if seen.failure is not None and seen.rules.revert:
+        return _plan_failed(seen, f"{seen.build} failed: {seen.failure}", strategy)
     return _plan_staging(seen) or _plan_serving(seen, strategy)
 
 
 def _plan_serving(seen: Observation, strategy: Callable[[HostView], Plan]) -> Decision:
     """The build is on the disk: have every instance serve it."""
     views = cycle.views(seen)
-    flipped = seen.current == seen.build
-    if flipped and not seen.permit.held and all(view.phase is not Phase.STALE for view in views):
+    if seen.flipped and not seen.permit.held and all(view.phase is not Phase.STALE for view in views):
         return _plan_at_rest(seen, views)
     if not seen.permit.held and (seen.facts is None or not all(facts.looked for facts in seen.instances)):
         return _decide(seen, HostStep.CHECKING, reason=_LOOKING, views=views)
-    if flipped and views_ready(views):
+    if seen.flipped and views_ready(views):
         return _settle(seen, HostStep.RESTARTING, views)
     if seen.failure is not None:
         return _decide(seen, HostStep.FAILED, reason=seen.failure, views=views)
     return _plan_restart(seen, views, strategy)
 
 
-def _settle(seen: Observation, step: HostStep, views: tuple[InstanceView, ...]) -> Decision:
-    """Everything is right: put it on record."""
-    act = Settle()
+def _plan_failed(seen: Observation, failed: str, strategy: Callable[[HostView], Plan]) -> Decision:
+    """The wanted build has failed: serve the last good one, unless the wanted one gets healthy after all."""
+    views = cycle.views(seen)
+    if seen.flipped and views_ready(views):
+        return _settle(seen, HostStep.RESTARTING if seen.permit.held else HostStep.CONVERGED, views)
+    if seen.last_good is None:
+        reason = f"{failed}; there is no other good build to go back to"
+        return _decide(seen, HostStep.BROKEN, reason=reason, views=views)
+    decision = _plan_revert(back_to(seen, seen.last_good), failed, strategy)
+    if decision.step not in (HostStep.FLIPPING, HostStep.RESTARTING):
+        return decision
+    return msgspec.structs.replace(
+        decision, step=HostStep.REVERTING, reason=f"going back to {seen.last_good}, since {failed}: {decision.reason}"
+    )
+
+
+def back_to(seen: Observation, build: str) -> Observation:
+    """The same host, as if its last good build were the one that is wanted."""
+    return msgspec.structs.replace(seen, build=build, restart="", good=True)
+
+
+def _plan_revert(seen: Observation, failed: str, strategy: Callable[[HostView], Plan]) -> Decision:
+    """Plan towards the last good build, which `seen` takes for the wanted one."""
+    views = cycle.views(seen)
+    reverted = f"serves {seen.build}; {failed}"
+    if seen.permit.held:
+        if seen.flipped and views_ready(views):
+            return _settle(seen, HostStep.RESTARTING, views, failed=reverted)
+        decision = _plan_restart(seen, views, strategy)
+        if decision.step is HostStep.BROKEN:
+            return msgspec.structs.replace(decision, reason=f"{failed}; going back to {seen.build} failed too: {decision.reason}")
+        return decision
+    if not all(facts.looked for facts in seen.instances):
+        return _decide(seen, HostStep.CHECKING, reason=_LOOKING, views=views)
+    if seen.flipped and all(view.phase is not Phase.STALE for view in views):
+        return _decide(seen, HostStep.REVERTED, reason="; ".join([reverted, *_sick(seen)]), views=views)
+    reason = f"{failed}; its permit was taken away before it was back on {seen.build}"
+    return _decide(seen, HostStep.FAILED, reason=reason, views=views)
+
+
+def _sick(seen: Observation) -> list[str]:
+    """The instances that are not healthy, in words."""
+    return [f"{facts.name}: {facts.reason}" for facts in seen.instances if facts.health is Health.UNHEALTHY]
+
+
+def _settle(seen: Observation, step: HostStep, views: tuple[InstanceView, ...], *, failed: str = "") -> Decision:
+    """Everything is right, or as it was before the wanted build failed: put it on record."""
+    act = Settle(build=seen.build or "", failed=failed)
     setback = seen.setbacks.get(act.key)
     return _decide(seen, step, acts=_if_ready(seen, act), reason=setback.reason if setback else act.doing, views=views)
 
@@ -135,17 +219,23 @@ def _plan_at_rest(seen: Observation, views: tuple[InstanceView, ...]) -> Decisio
     """Nothing has to be restarted and no permit is held: at most something is to be put on record."""
     if views_ready(views):
         if seen.good and seen.failure is None:
-            return _decide(seen, HostStep.CONVERGED, acts=() if seen.tidy else _if_ready(seen, Tidy()), views=views)
+            return _decide(seen, HostStep.CONVERGED, acts=_afterwards(seen), views=views)
         return _settle(seen, HostStep.CONVERGED, views)
     if seen.failure is not None:
         return _decide(seen, HostStep.FAILED, reason=seen.failure, views=views)
-    sick = [facts for facts in seen.instances if facts.health is Health.UNHEALTHY]
+    sick = _sick(seen)
     if sick:
-        return _decide(seen, HostStep.DEGRADED, reason=f"{sick[0].name}: {sick[0].reason}", views=views)
+        return _decide(seen, HostStep.DEGRADED, reason=sick[0], views=views)
     open_questions = [
         f"{facts.name}: {facts.reason}" for facts in seen.instances if facts.health is Health.UNKNOWN and facts.reason
     ]
     return _decide(seen, HostStep.CHECKING, reason=open_questions[0] if open_questions else _LOOKING, views=views)
+
+
+def _afterwards(seen: Observation) -> tuple[Act, ...]:
+    """What is left to do when nothing is left to do."""
+    tidy = () if seen.tidy else _if_ready(seen, Tidy())
+    return tidy if seen.advanced or not seen.connected else (*tidy, *_if_ready(seen, Advance()))
 
 
 def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: Callable[[HostView], Plan]) -> Decision:
@@ -173,10 +263,12 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
         return _decide(seen, HostStep.BLOCKED, reason=obstacle, views=views, plan=plan)
     if not seen.permit.held:
         return _plan_permit(seen, views, plan)
-    if seen.current != seen.build:
+    if not seen.flipped:
         return _plan_flip(seen, views, plan)
     moves = cycle.plan(seen, views, plan)
     acts: tuple[Act, ...] = moves.acts
+    if moves.failure and seen.failure is not None:
+        return _decide(seen, HostStep.BROKEN, reason=moves.failure, waits=moves.waits, views=views, plan=plan)
     if moves.failure:
         acts = (*acts, *_if_ready(seen, RecordFailure(reason=moves.failure)))
     return _decide(
@@ -196,7 +288,7 @@ def _obstacle(seen: Observation, plan: Plan) -> str:
     blind = [facts for facts in seen.instances if facts.gate_problem] if seen.rules.drain and not seen.permit.held else []
     if blind:
         return f"{blind[0].name}: {blind[0].gate_problem}"
-    in_the_way = seen.flip_problem if seen.current != seen.build else ""
+    in_the_way = seen.flip_problem if not seen.flipped else ""
     return in_the_way or cycle.impossible(plan, seen.rules, len(seen.instances))
 
 
@@ -205,7 +297,7 @@ def _plan_permit(seen: Observation, views: tuple[InstanceView, ...], plan: Plan)
 
 
 def _plan_flip(seen: Observation, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
-    return _begin(seen, HostStep.FLIPPING, Flip(), views, plan)
+    return _begin(seen, HostStep.FLIPPING, Flip(build=seen.build or "", rollout=seen.restart), views, plan)
 
 
 def _begin(seen: Observation, step: HostStep, act: Act, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
@@ -232,12 +324,14 @@ def _decide(
         views = cycle.views(seen)
     if step is not HostStep.RESTARTING:
         acts += cycle.leftovers(seen)
+    if step is not HostStep.WAITING and seen.queued and seen.connected:
+        acts += _if_ready(seen, LeaveQueue())  # whoever waits for nothing must not be waited for
     return Decision(
         step=step,
         acts=acts,
         reason=reason,
         deadline=deadline,
-        waits=waits | cycle.waiting(seen, views, draining=step is HostStep.RESTARTING),
+        waits=waits | cycle.waiting(seen, views, draining=step in (HostStep.RESTARTING, HostStep.BROKEN)),
         instances=views,
         plan=plan,
     )

@@ -37,6 +37,8 @@ class Running(Struct, frozen=True, kw_only=True):
     """The evidence, in words."""
     release: str | None = None
     """The build in whose release it lives, whatever it serves: its files are in use."""
+    restarted_for: str = ""
+    """The rollout that the last flip before it started was for, when that was a restart."""
 
 
 class Place(Struct, frozen=True, kw_only=True):
@@ -62,9 +64,11 @@ def inspect(pid: int, root: Path, flips: Sequence[Flip]) -> Running | None:
     if process_id(pid) != process:
         # It ended while we looked, and what was read may be another's.
         return None
-    serves, why = judge(process.started, place, root.resolve(), flips, boot_id())
+    boot = boot_id()
+    serves, why = judge(process.started, place, root.resolve(), flips, boot)
     release, _ = _release_of(place, root.resolve())
-    return Running(process=process, serves=serves, why=why, release=release)
+    rollout = restarted_for(process.started, flips, boot)
+    return Running(process=process, serves=serves, why=why, release=release, restarted_for=rollout)
 
 
 def process_id(pid: int) -> ProcessId | None:
@@ -122,6 +126,15 @@ def judge(started: float, place: Place, root: Path, flips: Sequence[Flip], boot:
         f"{where}, but {before} was current when it started: "
         f"it moved there without being started again, so nothing shows that it serves {build}"
     )
+
+
+def restarted_for(started: float, flips: Sequence[Flip], boot: str) -> str:
+    """The rollout of the last flip before a process of boot `boot` started; empty when that flip was not for a restart.
+
+    A process that started about the time of the flip counts as started after it: it is fresh either way.
+    """
+    before = [flip for flip in flips if flip.boot != boot or flip.boot_time <= started + TOLERANCE]
+    return before[-1].rollout if before else ""
 
 
 def listener(port: int) -> int | None:

@@ -210,11 +210,11 @@ class ReleaseStore:
             (directory / marker).touch()
             sync_directory(directory)
 
-    def flip(self, build_id: str) -> None:
-        """Point `current` at a release; nothing happens when it points there.
+    def flip(self, build_id: str, *, rollout: str = "") -> None:
+        """Point `current` at a release; nothing happens when it points there, and did so for this rollout if one is named.
 
         There is no moment without `current`: readers see the old release or the new one. The flip is written down first, so that
-        a process which started after it can be told from one that started before.
+        a process which started after it can be told from one that started before; for a restart that is all there is to it.
 
         Raises:
             NotFound: There is no complete release of that build.
@@ -230,9 +230,9 @@ class ReleaseStore:
                 raise ConfigError(
                     f"{self.service} cannot be flipped to build {build_id}: {problem}", hint="then it goes on by itself"
                 )
-            if self._current() == build_id:
+            if self._current() == build_id and history.at(build_id, rollout):
                 return
-            self._history.write(history.flipped(build_id))
+            self._history.write(history.flipped(build_id, rollout=rollout))
             temporary = self._own / f".current.{secrets.token_hex(8)}"
             temporary.symlink_to(target)
             try:

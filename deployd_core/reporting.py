@@ -46,6 +46,7 @@ class Report:
             reason=decision.reason,
             deadline=self._wall(decision.deadline),
             last_error=last_error,
+            down=decision.down,
             instances=_instances(decision, instances),
             agent=self._version,
         )

@@ -1,4 +1,4 @@
-"""What people do: apply a spec, enable a build, look at the hosts, set a role, stop and go on.
+"""What people do: apply a spec, enable a build, promote it, go back, look at the hosts, decide about them, stop and go on.
 
 Each verb is complete when it returns: one transaction, tried again when somebody else was faster. Who did it and when is stored.
 """
@@ -6,16 +6,19 @@ Each verb is complete when it returns: one transaction, tried again when somebod
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
-from deployd_core.coordination import Freeze, HistoryEntry, Rollout, RolloutState
-from deployd_core.errors import Conflict
+from deployd_core.admission import impossible
+from deployd_core.advancing import bake_of
+from deployd_core.chronicle import last_completed
+from deployd_core.coordination import Freeze, HistoryEntry, Permit, Rollout, RolloutState, Verb, Waiter
+from deployd_core.errors import ConfigError, Conflict, NotFound
 from deployd_core.model import Role, check_build_id, check_digest, check_name
 from deployd_core.spec import ServiceSpec
-from deployd_core.zookeeper import members, services, status
+from deployd_core.zookeeper import layout, members, orders, permits, progress, queueing, services, status
 from deployd_core.zookeeper.services import Applied, ServiceRecord
 from deployd_core.zookeeper.session import Session
 from deployd_core.zookeeper.status import FleetStatus, HostEntry
@@ -28,13 +31,23 @@ __all__ = [
     "apply_spec",
     "delete_service",
     "enable",
+    "excuse",
     "fleet_status",
     "freeze",
     "history",
+    "list_permits",
     "list_services",
+    "lose",
     "pause",
+    "promote",
+    "read_queue",
     "read_service",
+    "release_permit",
+    "restart",
     "resume",
+    "retire",
+    "retry",
+    "rollback",
     "set_role",
     "statuses",
     "unfreeze",
@@ -100,23 +113,99 @@ def enable(
     *,
     role: Role = Role.FLEET,
     by: str = "",
+    why: str = "",
     now: datetime | None = None,
 ) -> str:
-    """Have the hosts of a role serve a build; a halted or paused rollout is opened again.
+    """Have the hosts of a role serve a build; a halted or paused rollout is opened again, and permits that are held are kept.
 
     Returns:
         The id of the rollout that this begins.
 
     Raises:
-        ConfigError: The build or digest is malformed.
+        ConfigError: The build or digest is malformed, or the spec's limits let no host restart, ever.
         NotFound: No such service.
         Unavailable: ZooKeeper does not answer; whether the build is enabled must be looked up.
     """
     check_build_id(build)
     if digest is not None:
         check_digest(digest)
-    at = (now or datetime.now(UTC)).isoformat(timespec="microseconds")
-    return services.write_enabled(session, service, role, HistoryEntry(build=build, digest=digest, role=role, by=by, at=at))
+    record = read_service(session, service)
+    obstacle = impossible(record.spec.rollout, record.hosts) if record.spec else ""
+    if obstacle:
+        raise ConfigError(f"{service}: {obstacle}", hint=f"deployd services show {service}, and apply it with other limits")
+    entry = HistoryEntry(build=build, digest=digest, role=role, by=by, why=why, at=_at(now))
+    return orders.write_enabled(session, service, entry)
+
+
+def promote(session: Session, service: str, *, by: str, why: str = "", force: bool = False, now: datetime | None = None) -> str:
+    """Let the fleet have the build that the canary hosts have; returns the id of the rollout.
+
+    Raises:
+        NotFound: No such service.
+        Conflict: There is nothing to promote, or a canary is not healthy with it and `force` is not set.
+        ConfigError: It is forced, and nobody says why.
+    """
+    fleet = fleet_status(session, service)
+    build = progress.unpromoted(fleet.record)
+    if build is None:
+        raise Conflict(
+            f"{service} has no build that waits to be promoted",
+            hint=f"deployd enable {service} BUILD --canary begins with the canaries",
+        )
+    bake = bake_of(build.build, progress.standings(fleet))
+    if force and not why:
+        raise ConfigError(f"promoting {build.build} by force needs a reason", hint="--why TEXT")
+    if not force and (bake.lacking or not bake.canaries):
+        lacking = f"{', '.join(bake.lacking[:10])} {'is' if len(bake.lacking) == 1 else 'are'} not healthy with it"
+        raise Conflict(
+            f"{build.build} cannot be promoted: {lacking if bake.canaries else f'{service} has no canary host'}",
+            hint=f"deployd why {service}; to promote it all the same: deployd promote {service} --force --why TEXT",
+        )
+    return progress.promote(session, fleet.record, build, by=by, why=why, at=_at(now))
+
+
+def rollback(session: Session, service: str, *, by: str, why: str = "", to: str | None = None, now: datetime | None = None) -> str:
+    """Have the fleet serve the build that it completed last before this one, or the one that is named; returns the rollout's id.
+
+    It needs no promotion and waits for no window, and a failure in it only halts it.
+
+    Raises:
+        NotFound: No such service, or the named build was never enabled.
+        Conflict: There is no such build.
+    """
+    record = read_service(session, service)
+    current = record.enabled.build if record.enabled else ""
+    told = history(session, service)
+    to = to or last_completed(told, current, record.rollout.completed)
+    if not to:
+        raise Conflict(
+            f"{service} has completed no build before {current or 'anything'}", hint=f"name one: deployd enable {service} BUILD"
+        )
+    entries = [entry for entry in told if entry.role is Role.FLEET and entry.build not in ("", current)]
+    begun = [entry for entry in entries if entry.build == to and entry.verb.begins]
+    known = record.rollout.completed
+    digest = begun[-1].digest if begun else known.digest if known is not None and known.build == to else None
+    if not begun and (known is None or known.build != to):
+        raise NotFound(
+            f"{service} was never told to serve {to!r}", hint=f"deployd history {service}; or: deployd enable {service} {to}"
+        )
+    entry = HistoryEntry(verb=Verb.ROLLBACK, build=to, digest=digest, by=by, why=why, at=_at(now))
+    return orders.write_enabled(session, service, entry, expect=record.fleet_rollout)
+
+
+def restart(session: Session, service: str, *, role: Role = Role.FLEET, by: str, why: str = "", now: datetime | None = None) -> str:
+    """Have every instance restarted with the build it serves, by the same strategy and limits; returns the rollout's id.
+
+    Raises:
+        NotFound: No such service.
+        Conflict: Nothing is enabled.
+    """
+    record = read_service(session, service)
+    enabled = record.canary if role is Role.CANARY else record.enabled
+    if enabled is None:
+        raise Conflict(f"nothing is enabled for {service}", hint=f"deployd enable {service} BUILD")
+    entry = HistoryEntry(verb=Verb.RESTART, build=enabled.build, digest=enabled.digest, role=role, by=by, why=why, at=_at(now))
+    return orders.write_enabled(session, service, entry, expect=record.rollout_for(role))
 
 
 def history(session: Session, service: str) -> tuple[HistoryEntry, ...]:
@@ -168,28 +257,128 @@ def set_role(session: Session, service: str, host: str, role: Role) -> bool:
     return members.write_role(session, service, host, role)
 
 
-def pause(session: Session, service: str, *, by: str, why: str = "") -> Rollout:
+def pause(session: Session, service: str, *, by: str, why: str = "", now: datetime | None = None) -> Rollout:
     """Hand out no more permits; hosts that hold one finish. One that is halted stays halted.
 
     Raises:
         NotFound: No such service.
     """
 
-    def change(rollout: Rollout) -> Rollout:
-        if rollout.state is RolloutState.HALTED:
+    def change(rollout: Rollout, _record: ServiceRecord) -> Rollout:
+        if rollout.state is not RolloutState.OPEN:
             return rollout
         return replace(rollout, state=RolloutState.PAUSED, by=by, why=why)
 
-    return services.change_rollout(session, service, change)
+    return orders.change_rollout(session, service, HistoryEntry(verb=Verb.PAUSE, by=by, why=why, at=_at(now)), change)
 
 
-def resume(session: Session, service: str, *, by: str, why: str = "") -> Rollout:
-    """Hand out permits again, and forget the failures: hosts that failed try again.
+def resume(session: Session, service: str, *, by: str, why: str = "", now: datetime | None = None) -> Rollout:
+    """Hand out permits again after a pause. Failures stay on record.
+
+    Raises:
+        NotFound: No such service.
+        Conflict: It is halted: going on needs a decision about the hosts that failed.
+    """
+
+    def change(rollout: Rollout, _record: ServiceRecord) -> Rollout:
+        if rollout.state is RolloutState.HALTED:
+            raise Conflict(
+                f"{service} is not paused but halted: {rollout.why}",
+                hint=f"deployd retry {service} tries the failed hosts again; deployd rollback {service} goes back",
+            )
+        if rollout.state is RolloutState.OPEN:
+            return rollout
+        return replace(rollout, state=RolloutState.OPEN, by=by, why=why)
+
+    return orders.change_rollout(session, service, HistoryEntry(verb=Verb.RESUME, by=by, why=why, at=_at(now)), change)
+
+
+def retry(session: Session, service: str, *, by: str, why: str = "", now: datetime | None = None) -> Rollout:
+    """Forget the failures and hand out permits again: hosts that failed try again, with the permits that they hold.
 
     Raises:
         NotFound: No such service.
     """
-    return services.change_rollout(session, service, lambda _: Rollout(state=RolloutState.OPEN, by=by, why=why))
+
+    def change(rollout: Rollout, _record: ServiceRecord) -> Rollout:
+        if rollout.state is RolloutState.OPEN and not rollout.failures:
+            return rollout
+        return replace(rollout, state=RolloutState.OPEN, by=by, why=why or "tried again", failures={})
+
+    return orders.change_rollout(session, service, HistoryEntry(verb=Verb.RETRY, by=by, why=why, at=_at(now)), change)
+
+
+def list_permits(session: Session, service: str) -> tuple[Permit, ...]:
+    """Every permit held, by host.
+
+    Raises:
+        NotFound: No such service.
+    """
+    read_service(session, service)
+    return permits.read_permits(session, service)
+
+
+def read_queue(session: Session, service: str) -> Mapping[str, Sequence[Waiter]]:
+    """Who waits for a permit, by zone and in the order of their turns.
+
+    Raises:
+        NotFound: No such service.
+    """
+    read_service(session, service)
+    return queueing.read_queue(session, service)
+
+
+def release_permit(session: Session, service: str, host: str, *, by: str, why: str, now: datetime | None = None) -> bool:
+    """Take a host's permit away. Should the host be down, it still counts as that. Returns whether it held one.
+
+    Raises:
+        NotFound: No such service or host.
+        ConfigError: Nobody says why.
+    """
+    return _about_host(session, service, host, Verb.RELEASE, by=by, why=why, now=now)
+
+
+def excuse(session: Session, service: str, host: str, *, by: str, why: str, now: datetime | None = None) -> bool:
+    """Stop counting a host as down, and waiting for it, until its agent comes back. Returns whether that is news.
+
+    Raises:
+        NotFound: No such service or host.
+        ConfigError: Nobody says why.
+    """
+    return _about_host(session, service, host, Verb.EXCUSE, by=by, why=why, now=now)
+
+
+def lose(session: Session, service: str, host: str, *, by: str, why: str, now: datetime | None = None) -> bool:
+    """Give a host up whose agent is gone: take its permit away and excuse it. Returns whether that is news.
+
+    Raises:
+        NotFound: No such service or host.
+        Conflict: Its agent lives.
+        ConfigError: Nobody says why.
+    """
+    return _about_host(session, service, host, Verb.LOST, by=by, why=why, now=now)
+
+
+def retire(session: Session, service: str, host: str, *, by: str, why: str, now: datetime | None = None) -> bool:
+    """Take a host out of a service for good. Returns whether it was in it.
+
+    Raises:
+        NotFound: No such service or host.
+        Conflict: Its agent lives.
+        ConfigError: Nobody says why.
+    """
+    return _about_host(session, service, host, Verb.RETIRE, by=by, why=why, now=now)
+
+
+def _about_host(session: Session, service: str, host: str, verb: Verb, *, by: str, why: str, now: datetime | None) -> bool:
+    if not why.strip():
+        raise ConfigError(f"{verb.value} needs a reason: it is kept in the history", hint="--why TEXT")
+    news = orders.about_host(session, service, host, HistoryEntry(verb=verb, by=by, why=why, at=_at(now)))
+    # What was waited for may be all that was missing, and there may be no other host left to notice.
+    fleet = fleet_status(session, service)
+    for rollout_id in {fleet.record.fleet_rollout, fleet.record.canary_rollout} - {""}:
+        progress.complete(session, service, rollout_id, progress.standings(fleet), now or datetime.now(UTC))
+    return news
 
 
 def freeze(session: Session, *, by: str, why: str = "", until: datetime | None = None) -> None:
@@ -197,6 +386,14 @@ def freeze(session: Session, *, by: str, why: str = "", until: datetime | None =
     services.write_freeze(session, Freeze(by=by, why=why, until=until.isoformat(timespec="seconds") if until else None))
 
 
-def unfreeze(session: Session) -> None:
-    """Lift the freeze."""
-    services.write_freeze(session, None)
+def unfreeze(session: Session) -> Freeze | None:
+    """Lift the freeze; returns what it said, None when there was none."""
+    problems = services.Problems(session)
+    before = services.read_freeze({layout.FREEZE: session.get(layout.FREEZE)}, problems)
+    if before is not None:
+        services.write_freeze(session, None)
+    return before
+
+
+def _at(now: datetime | None) -> str:
+    return (now or datetime.now(UTC)).isoformat(timespec="microseconds")

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Mapping
 
-from deployd_core.errors import BuildRefused, ConfigError, DeploydError, UnknownPlugin
+from deployd_core.errors import BuildRefused, ConfigError, DeploydError, Unavailable, UnknownPlugin
 from deployd_core.observation import Setback
 
 _FIRST, _MAX = 1.0, 60.0
@@ -35,12 +35,18 @@ class Setbacks:
         delay = _MAX if blocking else min(_MAX, _FIRST * 2.0 ** min(attempt - 1, 10))
         # The same bytes will not get better: a refused build waits for another one to be enabled.
         retry_at = math.inf if isinstance(error, BuildRefused) else now + delay * self._random.uniform(0.8, 1.2)
-        self._setbacks[key] = Setback(reason=reason, retry_at=retry_at, blocking=blocking)
+        self._setbacks[key] = Setback(
+            reason=reason, retry_at=retry_at, blocking=blocking, environment=isinstance(error, Unavailable)
+        )
 
     def refused(self, key: str, reason: str, now: float, *, retry_after: float) -> None:
         """Somebody said no, which is no error: ask again after a while."""
         delay = retry_after * self._random.uniform(0.8, 1.2)
         self._setbacks[key] = Setback(reason=reason, retry_at=now + delay)
+
+    def postpone(self, key: str, until: float) -> None:
+        """Nothing is wrong, but the act is to wait."""
+        self._setbacks[key] = Setback(reason="", retry_at=until)
 
     def succeeded(self, key: str) -> None:
         """An act was done."""

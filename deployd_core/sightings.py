@@ -16,7 +16,7 @@ from msgspec import Struct
 from deployd_core import processes
 from deployd_core.api import ClosedGate, Connections, Gate, InstanceCall, Manager, Probe, Status, Verdict
 from deployd_core.boundary import Bound
-from deployd_core.errors import DeploydError
+from deployd_core.errors import DeploydError, Unavailable
 from deployd_core.model import Flip, Health, Instance, ProcessId, State
 from deployd_core.observation import InstanceFacts
 
@@ -36,7 +36,11 @@ class Sighting(Struct, frozen=True, kw_only=True):
     """Why it is said to serve that build, or none."""
     release: str | None = None
     """The build in whose release it lives, whatever it serves."""
+    restarted_for: str = ""
+    """The rollout that the last flip before it started was for, when that was a restart."""
     verdict: Verdict
+    manager_away: bool = False
+    """The manager could not be asked."""
     closed: ClosedGate | None = None
     """None when its gate is open."""
     held: bool = False
@@ -77,7 +81,8 @@ class Lookout(Struct, frozen=True, kw_only=True):
         try:
             status = self.manager.call(f"asking for {call.instance.name}", lambda manager: manager.state(call))
         except DeploydError as error:
-            return Sighting(state=State.UNKNOWN, verdict=Verdict.unknown(error.message))
+            away = isinstance(error, Unavailable)
+            return Sighting(state=State.UNKNOWN, verdict=Verdict.unknown(error.message), manager_away=away)
         pid = status.pid
         if pid is None and status.state is State.RUNNING and call.instance.port is not None:
             pid = processes.listener(call.instance.port)
@@ -92,6 +97,7 @@ class Lookout(Struct, frozen=True, kw_only=True):
             serves=running.serves,
             evidence=running.why,
             release=running.release,
+            restarted_for=running.restarted_for,
             verdict=self._check(call, status),
         )
 
@@ -148,6 +154,7 @@ class Watch:
         self._first = True
         self._quiet = 0
         self._traffic: list[float] = []
+        self._in_rotation = False
         self.opened_at: float | None = None
         """When its gate was opened, or first seen open: its clients are coming back from then on."""
 
@@ -181,7 +188,7 @@ class Watch:
         if sighting.closed is None and (self._first or self._closed is not None):
             # Found open. An agent that was restarted in mid-rollout does not know whether the one before it had just opened it.
             self._lost = self._closed is not None
-            self.opened_at, self._traffic = now, []
+            self._wait_for_clients(now)
         self._first = False
         self._closed, self._held = sighting.closed, sighting.held
 
@@ -192,18 +199,22 @@ class Watch:
         self._quiet = self._quiet + 1 if nothing and sighting.closed is not None else 0
         if self.opened_at is not None and found is not None and found.recent and not self.traffic_back:
             self._traffic.append(now)
+            self._in_rotation = found.in_rotation
+
+    def _wait_for_clients(self, since: float | None) -> None:
+        self.opened_at, self._traffic, self._in_rotation = since, [], False
 
     @property
     def traffic_back(self) -> bool:
-        """Its clients have used it for a while since its gate was opened."""
+        """Its clients have used it for a while since its gate was opened, or at all where the balancer says that it trusts it."""
         # One request may be a balancer's cautious try: only steady use says that it trusts the instance again.
         seen = self._traffic
-        return len(seen) >= _STEADY_COUNTS and seen[-1] - seen[0] >= _STEADY_SECONDS
+        return self._in_rotation or (len(seen) >= _STEADY_COUNTS and seen[-1] - seen[0] >= _STEADY_SECONDS)
 
     def gate_opened(self, now: float) -> None:
         """Its gate was opened: from now on it must show that it stays healthy, and its clients are waited for."""
         self._closed, self._held, self._lost = None, False, False
-        self.opened_at, self._traffic = now, []
+        self._wait_for_clients(now)
         self._streak, self._healthy_since = 0, None
         self._not_before = self.next_look = self.changed_at = now
         if self._sighting is not None:
@@ -232,7 +243,7 @@ class Watch:
         """It is about to be restarted for the wanted build."""
         self.ordered = True
         self._lives = 0
-        self.opened_at, self._traffic = None, []
+        self._wait_for_clients(None)
         self.touched(now)
 
     def touched(self, now: float) -> None:
@@ -284,12 +295,14 @@ class Watch:
             state=seen.state,
             running=seen.process is not None,
             serves=seen.serves,
+            restarted_for=seen.restarted_for,
             health=seen.verdict.health,
             streak=self._streak,
             healthy_since=self._healthy_since,
             healthy_until=self._healthy_until,
             state_since=self._state_since,
             lives=self._lives,
+            manager_away=seen.manager_away,
             reason=seen.verdict.reason,
             evidence=seen.evidence,
             warm=seen.process is not None and seen.process == self._warmed,

@@ -7,6 +7,7 @@ the plugins' own option types.
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
@@ -84,10 +85,60 @@ class RestartTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     options: Annotated[Table, Meta(description="the strategy's own options: see `deployd strategies show NAME`")] = {}
 
 
+class OnHostFailure(Enum):
+    """What a host does when the wanted build has failed on it."""
+
+    REVERT = "revert"  # goes back to its last good release, and gives its permit back
+    STAY = "stay"  # stands still, and keeps its permit until a person decides
+
+
+class OnBudget(Enum):
+    """What becomes of a rollout in which more hosts failed than its budget allows."""
+
+    HALT = "halt"
+    ROLLBACK = "rollback"
+
+
+class Promotion(Enum):
+    """Who takes a build from the canary hosts to the fleet."""
+
+    MANUAL = "manual"
+    AUTO = "auto"
+
+
+class WindowsTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[rollout.windows]``"""
+
+    allow: Annotated[tuple[str, ...], Meta(description='when hosts may begin, such as "Mon-Fri 09:00-16:00"; empty is always')] = ()
+    deny: Annotated[tuple[str, ...], Meta(description="when they may not, whatever is allowed")] = ()
+    timezone: Annotated[str, Meta(description="the time zone that the windows are written in")] = "UTC"
+    takes: Annotated[Duration, Meta(description="longest one host may take: it begins only when that fits into the window")] = (
+        Duration("15m")
+    )
+
+
 class RolloutTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[rollout]``"""
 
     budget: Annotated[Share, Meta(description="hosts that may fail before the rollout halts")] = Share(0)
+    on_host_failure: Annotated[
+        OnHostFailure, Meta(description="what a host does when the build fails on it: go back to its last good one, or stand still")
+    ] = OnHostFailure.REVERT
+    on_budget: Annotated[OnBudget, Meta(description="over budget: halt, or go back to the last build that was completed")] = (
+        OnBudget.HALT
+    )
+    min_available: Annotated[Share, Meta(description="hosts to keep up: none begins while fewer others are known to be")] = Share(0)
+    ramp: Annotated[
+        tuple[Share, ...], Meta(description='limits to begin with, such as [1, "10%"]: one more step after as many hosts')
+    ] = ()
+    stagger: Annotated[Duration, Meta(description="shortest time from one host's permit to the next")] = Duration("0s")
+    canary_first: Annotated[bool, Meta(description="canary hosts go first, the others when the build is promoted")] = False
+    promotion: Annotated[Promotion, Meta(description="who promotes a build from the canaries to the fleet")] = Promotion.MANUAL
+    bake: Annotated[Duration, Meta(description="how long canaries must have been healthy before an automatic promotion")] = (
+        Duration("10m")
+    )
+    windows: Annotated[WindowsTable | None, Meta(description="when hosts may begin")] = None
+    permit_alarm: Annotated[Duration, Meta(description="a permit held for longer raises an alarm event")] = Duration("15m")
 
 
 class ServiceSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from deployd_core.api import Gate, GateCall, HostCall, InstanceCall
+from deployd_core.api import Gate, GateCall, HostCall, InstanceCall, Passing
 from deployd_core.asking import ask_strategy
 from deployd_core.boundary import Bound
 from deployd_core.config import AgentConfig, ServiceSetup, root_of, set_up
@@ -26,6 +26,7 @@ from deployd_core.sightings import Lookout, Watch
 
 _TIMEOUT = 10.0
 """Seconds that a plugin gets in a look, beside the probe."""
+_A_WHILE = 1.0
 
 
 class Here(Struct, frozen=True, kw_only=True):
@@ -64,7 +65,13 @@ class Here(Struct, frozen=True, kw_only=True):
     def call(self, instance: Instance) -> InstanceCall:
         """What a plugin is told of an instance."""
         release = self.root / "releases" / self.disk.current if self.disk.current else None
-        return InstanceCall(**msgspec.structs.asdict(self.host_call()), instance=instance, build=self.disk.current, release=release)
+        return InstanceCall(
+            **msgspec.structs.asdict(self.host_call()),
+            instance=instance,
+            build=self.disk.current,
+            release=release,
+            passing=self.setup.gate.plugin.passing() if self.setup.gate else Passing(),
+        )
 
     def gate_call(self, instance: Instance, *, until: float) -> GateCall:
         """What a gate is told when it closes an instance, until a moment in seconds since the epoch."""
@@ -121,6 +128,7 @@ def look(here: Here) -> Observation:
         setbacks={},
         waits={},
         facts=dict(strategy.call("gathering facts", lambda plugin: plugin.facts(here.host_call()))),
+        advanced=True,
         connected=True,
         now=now,
     )
@@ -138,7 +146,7 @@ def _look_at(here: Here, lookout: Lookout, instance: Instance) -> InstanceFacts:
     return msgspec.structs.replace(
         facts,
         streak=rules.healthy_after,
-        healthy_since=started - float(rules.stable_for),
+        healthy_since=started - float(rules.stable_for) - _A_WHILE,  # and not just so long: differences of floats are rounded
         healthy_until=started,
         opened_at=None,
     )

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from deployd_core.clock import Clock
-from deployd_core.errors import DeploydError, PluginError, Unavailable
+from deployd_core.errors import DeploydError, PluginError
 
 _LOG = logging.getLogger("deployd.tasks")
 
@@ -45,7 +45,7 @@ def error_of(outcome: Outcome, about: str) -> DeploydError | None:
     if error is None:
         return None
     if isinstance(error, Overdue):
-        return Unavailable(f"{outcome.key}: {error}")
+        return PluginError(f"{outcome.key}: {error}")
     if not isinstance(error, DeploydError):
         _LOG.error("%s: %s: %s", about, outcome.key, error, exc_info=error)
         return PluginError(f"{outcome.key}: {type(error).__name__}: {error}")

@@ -75,15 +75,18 @@ def _watch(session: Session, service: str) -> int:
 
 def lines_of(fleet: FleetStatus) -> Iterator[str]:
     """A service as a person reads it: what is enabled, how far it is, and a row per host."""
-    from deployd_core.cli.picture import ago, count, ready_of, reason_of, state_of, step_of, stopped
     from deployd_core.cli.progress import STATE_COLOURS
+    from deployd_core.coordination import Denial
+    from deployd_core.noticing import notices
+    from deployd_core.picture import ago, count, ready_of, reason_of, state_of, step_of
 
     record = fleet.record
     yield f"{click.style(record.service, bold=True)}: {_enabled(record.enabled)}"
     if record.canary is not None:
         yield f"  canary hosts: {_enabled(record.canary)}"
-    if stopped(record):
-        yield click.style(f"  {stopped(record)}", fg="red")
+    for notice in notices(fleet, datetime.now(UTC)):
+        colour = "yellow" if notice.code == Denial.PROMOTION.value else "red"
+        yield click.style(f"  {notice.text}", fg=colour) + (f" ({notice.until})" if notice.until and colour == "yellow" else "")
     if fleet.problem:
         yield click.style(f"  {fleet.problem}", fg="red")
     if not fleet.hosts:
@@ -108,7 +111,7 @@ def lines_of(fleet: FleetStatus) -> Iterator[str]:
 
 
 def _enabled(enabled: Enabled | None) -> str:
-    from deployd_core.cli.picture import ago
+    from deployd_core.picture import ago
 
     if enabled is None:
         return "nothing is enabled"
@@ -118,7 +121,7 @@ def _enabled(enabled: Enabled | None) -> str:
 
 def as_object(fleet: FleetStatus) -> dict[str, Any]:
     """A service for machines: ``deployd.status/1``."""
-    from deployd_core.cli.picture import count, stopped
+    from deployd_core.picture import count, stopped
 
     record = fleet.record
     return {
@@ -136,7 +139,7 @@ def as_object(fleet: FleetStatus) -> dict[str, Any]:
 
 def host_as_object(entry: HostEntry) -> dict[str, Any]:
     """A host for machines."""
-    from deployd_core.cli.picture import reason_of, state_of
+    from deployd_core.picture import reason_of, state_of
 
     status = entry.status
     return {

@@ -10,6 +10,7 @@ import click
 from deployd_core.acts import CloseGate, Flip, InstanceAct, RecordFailure, Restart
 from deployd_core.cli.output import format_table, message, print_json
 from deployd_core.errors import DeploydError
+from deployd_core.model import Health
 from deployd_core.planner import HostStep
 from deployd_core.units import Duration
 
@@ -30,7 +31,8 @@ def print_story(here: Here, seen: Observation, story: Story, *, as_json: bool) -
     if as_json:
         print_json("deployd.strategies.plan/1", _as_object(here, seen, story))
         return
-    click.echo("\n".join([*_head(here, seen), "", *_moves(here, seen, story), "", *_end(seen, story)]))
+    parts = (_head(here, seen), _moves(here, seen, story), _end(seen, story))
+    click.echo("\n\n".join("\n".join(lines) for part in parts if (lines := list(part))))
 
 
 def explain_gate(here: Here) -> str:
@@ -53,7 +55,8 @@ def _head(here: Here, seen: Observation) -> Iterator[str]:
         found = facts.connections
         count = f", {found.busy} connections busy and {found.idle} idle" if found else ""
         serves = f"serves {facts.serves or 'nothing that can be told'}"
-        yield f"  {facts.name:9} {facts.state.value}, {facts.health.value}, {serves}{gate}{count}"
+        why = f"; {facts.reason}" if facts.health is not Health.HEALTHY and facts.reason else ""
+        yield f"  {facts.name:9} {facts.state.value}, {facts.health.value}, {serves}{gate}{count}{why}"
 
 
 def _limits(seen: Observation) -> str:
@@ -95,8 +98,8 @@ def _words(move: Move, seen: Observation) -> str:
             return f"{action} {act.instance}" + (" (closed already: the lease becomes the agent's)" if again else "")
         case RecordFailure():
             return "put the failure on record"
-        case Flip():
-            return f"point current at {seen.build}"
+        case Flip(build=build):
+            return f"point current at {build}"
         case act:
             return act.doing
 

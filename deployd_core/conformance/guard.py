@@ -7,6 +7,7 @@ stays for the life of a process: use this in a child.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -52,11 +53,13 @@ class Guard:
         self._seen = ""
         signal.setitimer(signal.ITIMER_REAL, PATIENCE)
         self._armed = True
+        gc.disable()  # what others hang into the collector is none of the strategy's doing
         sys.setprofile(self._profile)
         try:
             return function()
         finally:
             sys.setprofile(None)
+            gc.enable()
             self._armed = False
             signal.setitimer(signal.ITIMER_REAL, 0)
             if self._seen:

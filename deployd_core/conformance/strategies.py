@@ -42,6 +42,7 @@ PROPERTIES = {
 _ROUNDS = 1500
 _TIMEOUT = 600.0
 """Seconds for everything: only code that cannot be interrupted comes to it."""
+_FAILED = (HostStep.FAILED, HostStep.REVERTED, HostStep.BROKEN)
 
 
 class Subject(Struct, frozen=True, kw_only=True):
@@ -202,7 +203,7 @@ class _Trial:
             running.serves = running.serves if rng.random() < 0.9 else None
         ask = self._questions(options)
         decision = self._live(world, ask, _dice(rng) if rough else None)
-        if decision.step is HostStep.FAILED and rough:
+        if decision.step in _FAILED and rough:
             _expect_left_well(world)
         elif not (decision.step is HostStep.BLOCKED and decision.plan is not None and not world.permit):
             _expect_converged(world, decision, once=not rough)
@@ -216,7 +217,7 @@ class _Trial:
             decision = plan_host(world.observe(), ask)
             world.remember(decision)
             waits = any(setback.retry_at > world.now for setback in world.memory.setbacks.values())
-            if not decision.acts and not waits and decision.step in (HostStep.CONVERGED, HostStep.FAILED, HostStep.BLOCKED):
+            if not decision.acts and not waits and decision.step in (HostStep.CONVERGED, HostStep.BLOCKED, *_FAILED):
                 return decision
             for act in decision.acts:
                 what = mishap(act) if mishap else Mishap.NONE

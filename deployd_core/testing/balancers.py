@@ -161,15 +161,33 @@ class Balancer(ABC):
 
 
 class Nginx(Balancer):
-    """nginx with its own defaults; `keep_alive` connections to its servers are pooled, where that is not 0."""
+    """nginx with its own defaults."""
 
     program, package = "nginx", "nginx-light"
 
     def __init__(
-        self, directory: Path, servers: Sequence[str], *, listen: str, keep_alive: int = 0, before: Sequence[str] = ()
+        self,
+        directory: Path,
+        servers: Sequence[str],
+        *,
+        listen: str,
+        keep_alive: int = 0,
+        parameters: str = "",
+        before: Sequence[str] = (),
     ) -> None:
+        """Lay it out.
+
+        Args:
+            directory: Takes its configuration and its log.
+            servers: ``host:port`` of each server behind it.
+            listen: ``host:port`` for clients.
+            keep_alive: Connections to its servers that are pooled.
+            parameters: What else it is told of each server: ``fail_timeout=1s``.
+            before: Words before the command.
+        """
         super().__init__(directory, servers, listen=listen, before=before)
         self.keep_alive = keep_alive
+        self.parameters = parameters
 
     def configuration(self) -> str:
         """What its configuration file says."""
@@ -177,7 +195,7 @@ class Nginx(Balancer):
         return _NGINX.format(
             directory=self.directory,
             listen=self.listen,
-            servers="\n".join(f"        server {server};" for server in self.servers),
+            servers="\n".join(f"        server {server} {self.parameters};" for server in self.servers),
             pool=f"        keepalive {self.keep_alive};" if self.keep_alive else "",
             headers=pooled if self.keep_alive else "",
         )

@@ -8,48 +8,39 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import TypeVar
 
-from msgspec import Struct, field
 from msgspec.structs import replace
 
-from deployd_core.admission import Request, admit, halted_over_budget
+from deployd_core.admission import admit
+from deployd_core.advancing import bake_of, begun, lacking, with_failure
 from deployd_core.coordination import (
     Denial,
     Denied,
     Enabled,
+    Excuse,
     Failure,
     Freeze,
+    HistoryEntry,
     HostStatus,
-    Link,
     Membership,
     Permit,
     Rollout,
     RolloutState,
     Snapshot,
+    Verb,
 )
-from deployd_core.errors import NotFound, Unavailable
+from deployd_core.errors import NotFound
 from deployd_core.model import FleetLimit, Role
-from deployd_core.spec import ServiceSpec
-from deployd_core.units import Share
+from deployd_core.spec import Promotion, ServiceSpec
+from deployd_core.testing.handle import MemoryCoordination
+from deployd_core.testing.memory import MemoryService
 
-AnswerT = TypeVar("AnswerT")
+__all__ = ["MemoryCoordination", "MemoryEnsemble"]
 
-_FULL = (Denial.SLOTS_FULL, Denial.ZONE_FULL)
-
-
-class _Service(Struct, kw_only=True):
-    """The nodes of one service, each with the number of its last write."""
-
-    spec: ServiceSpec | None = None
-    enabled: dict[Role, Enabled] = field(default_factory=dict)
-    rollout: Rollout = Rollout()
-    members: dict[str, Membership] = field(default_factory=dict)
-    permits: dict[str, Permit] = field(default_factory=dict)
-    statuses: dict[str, HostStatus] = field(default_factory=dict)
-    versions: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+_LEAVES = (Denial.FAILED, Denial.PROMOTION, Denial.CHANGED)
+_ASK_AGAIN = 60.0
 
 
 class MemoryEnsemble:
@@ -59,16 +50,17 @@ class MemoryEnsemble:
         self._clock = clock
         self.lock = threading.RLock()
         """Held by whoever calls the methods for hosts."""
-        self._services: defaultdict[str, _Service] = defaultdict(_Service)
+        self._services: defaultdict[str, MemoryService] = defaultdict(MemoryService)
         self._freeze: Freeze | None = None
         self._writes = 0
-        self._handles: list[MemoryCoordination] = []
+        self._handles: dict[str, MemoryCoordination] = {}
 
     def coordination(self, host: str, wake: Callable[[str], object] = bool) -> MemoryCoordination:
-        """What one host uses; `wake` may only set an event or fill a queue."""
-        handle = MemoryCoordination(self, host, wake)
-        self._handles.append(handle)
-        return handle
+        """What one host uses, in the place of what it used before; `wake` may only set an event or fill a queue."""
+        with self.lock:
+            handle = self._handles[host] = MemoryCoordination(self, host, wake)
+            self.came(host)
+            return handle
 
     # What people do
 
@@ -85,16 +77,35 @@ class MemoryEnsemble:
             self._services.pop(service, None)
             self._wrote(service, "spec")
 
-    def enable(self, service: str, build: str, digest: str | None, *, role: Role = Role.FLEET, by: str = "") -> str:
+    def enable(
+        self,
+        service: str,
+        build: str,
+        digest: str | None,
+        *,
+        role: Role = Role.FLEET,
+        by: str = "",
+        verb: Verb = Verb.ENABLE,
+        why: str = "",
+    ) -> str:
         """Have the hosts of a role serve a build; returns the id of the rollout that this begins."""
         with self.lock:
             found = self._existing(service)
-            other = Role.FLEET if role is Role.CANARY else Role.CANARY
-            kept = found.rollout.failed_in(self._rollout_id(found, other)) if other in found.enabled else {}
-            found.enabled[role] = Enabled(build=build, digest=digest, by=by, at=self._clock().isoformat())
-            found.rollout = Rollout(by=by, why=f"enabled {build}", failures=kept)
-            self._wrote(service, f"enabled/{role.value}", "rollout")
-            return self._rollout_id(found, role)
+            at = self._clock().isoformat()
+            self._begin(service, HistoryEntry(verb=verb, build=build, digest=digest, role=role, by=by, at=at, why=why))
+            return found.rollout_id(role)
+
+    def _begin(self, service: str, entry: HistoryEntry) -> None:
+        found, role = self._services[service], entry.role
+        canaries_first = found.policy.canary_first and entry.verb is Verb.ENABLE
+        waits = canaries_first and any(member.role is Role.CANARY for member in found.members.values())
+        if role is Role.FLEET and (found.policy.canary_first or entry.verb is Verb.PROMOTE):
+            found.enabled.pop(Role.CANARY, None)  # its hosts follow the fleet again
+        found.rollout = begun(found.rollout, entry, found.now, needs_promotion=waits)
+        restart = entry.verb is Verb.RESTART
+        found.enabled[role] = Enabled(build=entry.build, digest=entry.digest, by=entry.by, at=entry.at, restart=restart)
+        found.history.append(entry)
+        self._wrote(service, f"enabled/{role.value}", "rollout")
 
     def set_role(self, service: str, host: str, role: Role) -> None:
         """Have a host follow another role's build."""
@@ -110,6 +121,26 @@ class MemoryEnsemble:
             found.rollout = replace(found.rollout, state=state, by=by, why=why)
             self._wrote(service, "rollout")
 
+    def retry(self, service: str, *, by: str = "", why: str = "") -> None:
+        """Forget the failures, and open the rollout."""
+        with self.lock:
+            found = self._existing(service)
+            found.rollout = replace(found.rollout, state=RolloutState.OPEN, by=by, why=why, failures={})
+            self._wrote(service, "rollout")
+
+    def promote(self, service: str, *, by: str = "") -> str:
+        """Let the fleet have the build of the canary hosts; returns the id of the rollout."""
+        with self.lock:
+            found = self._existing(service)
+            build = found.unpromoted()
+            fleet = found.enabled.get(Role.FLEET)
+            if build is not None and (fleet is None or fleet.build != build.build):
+                self.enable(service, build.build, build.digest, by=by, verb=Verb.PROMOTE)
+            elif build is not None:
+                found.rollout = replace(found.rollout, promoted=build.build)
+                self._wrote(service, "rollout")
+            return found.rollout_id(Role.FLEET)
+
     def set_freeze(self, freeze: Freeze | None) -> None:
         """Stop every service, or go on."""
         with self.lock:
@@ -123,6 +154,15 @@ class MemoryEnsemble:
             if self._services[service].permits.pop(host, None) is not None:
                 self._wrote(service, f"permits/{host}")
 
+    def excuse(self, service: str, host: str, *, by: str = "", why: str = "") -> None:
+        """Stop counting a host as down, until its agent comes back."""
+        with self.lock:
+            found = self._existing(service)
+            excuse = Excuse(by=by, why=why, at=self._clock().isoformat())
+            found.members[host] = replace(found.members[host], excused=excuse)
+            self._wrote(service, f"hosts/{host}")
+            self._tell(service, found.heads)
+
     def rollout(self, service: str) -> Rollout:
         """The rollout as it stands."""
         with self.lock:
@@ -131,7 +171,7 @@ class MemoryEnsemble:
     def permits(self, service: str) -> tuple[Permit, ...]:
         """Every permit held, by host."""
         with self.lock:
-            return _by_host(self._services[service].permits)
+            return tuple(permit for _, permit in sorted(self._services[service].permits.items()))
 
     def statuses(self, service: str) -> dict[str, HostStatus | None]:
         """The last report of every registered host."""
@@ -139,13 +179,40 @@ class MemoryEnsemble:
             found = self._services[service]
             return {host: found.statuses.get(host) for host in sorted(found.members)}
 
+    def history(self, service: str) -> tuple[HistoryEntry, ...]:
+        """What was done, the oldest first."""
+        with self.lock:
+            return tuple(self._services[service].history)
+
     # What hosts do: called by their handles, which hold the lock
+
+    def came(self, host: str) -> None:
+        """The agent of a host is there."""
+        for service, found in self._services.items():
+            if host in found.away:
+                del found.away[host]
+                self._tell(service, found.heads)
+
+    def went(self, host: str) -> None:
+        """The agent of a host is gone, and with it its place in every queue."""
+        for service, found in self._services.items():
+            next_one = found.leave(host)
+            if host in found.members:
+                found.away[host] = None
+            self._tell(service, [next_one] if next_one else [])
 
     def write_status(self, service: str, status: HostStatus) -> None:
         """Write a report."""
-        self._existing(service).statuses[status.host] = status
+        found = self._existing(service)
+        found.statuses[status.host] = status
+        if status.down:
+            found.down[status.host] = None
+        elif status.host in found.down:
+            del found.down[status.host]
+            self._handles[status.host].back()
+            self._tell(service, found.heads)
 
-    def _existing(self, service: str) -> _Service:
+    def _existing(self, service: str) -> MemoryService:
         found = self._services.get(service)
         if found is None or found.spec is None:
             raise NotFound(f"no service {service!r}")
@@ -154,24 +221,35 @@ class MemoryEnsemble:
     def _wrote(self, service: str, *nodes: str) -> None:
         """Count one write, and wake whoever watches one of the nodes."""
         self._writes += 1
-        if service in self._services:
-            self._services[service].versions.update(dict.fromkeys(nodes, self._writes))
-        for handle in self._handles:
-            handle.changed(service, nodes)
+        found = self._services.get(service)
+        if found is not None:
+            found.versions.update(dict.fromkeys(nodes, self._writes))
+        if found is None or any(not node.startswith(("hosts/", "permits/")) and node != "rollout" for node in nodes):
+            self._tell(service, list(self._handles))
+            return
+        told = [host for node in nodes if (host := node.partition("/")[2])]
+        if "rollout" in nodes:
+            # Whoever waits for a promotion or has failed watches the rollout, and so do the heads.
+            unpromoted = [host for host in found.members if host not in found.waiters] if found.policy.canary_first else []
+            told += [*found.rollout.failures, *unpromoted]
+        self._tell(service, [*told, *(found.heads if {"rollout"} & {*nodes} or nodes[0].startswith("permits/") else [])])
 
-    def _rollout_id(self, found: _Service, role: Role) -> str:
-        decider = Role.CANARY if role is Role.CANARY and Role.CANARY in found.enabled else Role.FLEET
-        enabled = found.enabled.get(decider)
-        return f"{enabled.build}-{found.versions[f'enabled/{decider.value}']:x}" if enabled else ""
+    def _tell(self, service: str, hosts: Iterable[str]) -> None:
+        for host in dict.fromkeys(hosts):
+            if host in self._handles:
+                self._handles[host].changed(service)
 
-    def register(self, service: str, host: str, zone: str) -> None:
-        """Make a host a member, if the service exists."""
+    def register(self, service: str, host: str, zone: str, *, is_back: bool) -> None:
+        """Make a host a member, if the service exists; one that comes back need not be excused any more."""
         found = self._services.get(service)
         if found is None or found.spec is None:
             return
         before = found.members.get(host)
-        if before is None or before.zone != zone:
-            found.members[host] = replace(before, zone=zone) if before else Membership(zone=zone)
+        excuse = None if is_back or before is None else before.excused
+        if before is None or before.zone != zone or before.excused != excuse:
+            found.zones[before.zone if before else zone] -= before is not None
+            found.zones[zone] += 1
+            found.members[host] = replace(before, zone=zone, excused=excuse) if before else Membership(zone=zone)
             self._wrote(service, f"hosts/{host}")
 
     def read(self, service: str, host: str, zone: str) -> Snapshot:
@@ -182,168 +260,123 @@ class MemoryEnsemble:
         membership = found.members.get(host, Membership(zone=zone))
         canary = membership.role is Role.CANARY
         enabled = (found.enabled.get(Role.CANARY) if canary else None) or found.enabled.get(Role.FLEET)
-        guards = ("spec", "enabled/fleet", *(("enabled/canary",) if canary else ()), "rollout", "freeze", f"hosts/{host}")
+        guards = ("spec", "enabled/fleet", *(("enabled/canary",) if canary else ()), "freeze", f"hosts/{host}")
         return Snapshot(
             service=service,
             host=host,
             spec=found.spec,
             membership=membership,
             enabled=enabled,
-            rollout_id=self._rollout_id(found, membership.role),
+            rollout_id=found.rollout_id(membership.role),
             rollout=found.rollout,
             freeze=self._freeze,
             permit=found.permits.get(host),
-            permits=_by_host(found.permits),
+            queued=host in found.waiters,
+            permits=len(found.permits),
             hosts=len(found.members) or 1,
             versions={node: found.versions[node] for node in guards},
         )
 
-    def take(self, snapshot: Snapshot, limit: FleetLimit) -> Permit | Denied:
+    def take(self, snapshot: Snapshot, limit: FleetLimit, priority: int) -> Permit | Denied:
         """Grant a permit, under what the snapshot said, or say why not."""
-        found = self._services[snapshot.service]
-        held = found.permits.get(snapshot.host)
+        found, host = self._services[snapshot.service], snapshot.host
+        held = found.permits.get(host)
         if held is not None:
             return held
-        now, zone = self._clock(), snapshot.membership.zone
-        decision = admit(
-            Request(
-                host=snapshot.host,
-                zone=zone,
-                rollout_id=snapshot.rollout_id,
-                rollout=snapshot.rollout,
-                freeze=snapshot.freeze,
-                holders={host: permit.zone for host, permit in found.permits.items()},
-                hosts=len(found.members) or 1,
-                zone_hosts=sum(member.zone == zone for member in found.members.values()),
-                limit=limit,
-                now=now,
-            )
-        )
-        if isinstance(decision, Denied):
-            return decision
         changed = sorted(node for node, version in snapshot.versions.items() if found.versions[node] != version)
         if changed or not snapshot.versions:
+            self.leave(snapshot.service, host)
             return Denied(code=Denial.CHANGED, reason=f"changed meanwhile: {', '.join(changed)}")
-        token = self._writes + 1
+        policy = found.policy
+        counts = limit.hosts or limit.per_zone or policy.ramp or policy.stagger or policy.min_available.at_least(100)
+        if counts and not self._first(found, snapshot, priority):
+            zone = snapshot.membership.zone
+            return Denied(code=Denial.QUEUED, reason=f"in the queue of zone {zone}: others asked first")
+        decision = admit(found.request(snapshot, limit, self._freeze, self._clock()))
+        if isinstance(decision, Denied):
+            if decision.code in _LEAVES:
+                self.leave(snapshot.service, host)
+            return decision
+        return self._grant(found, snapshot)
+
+    def _first(self, found: MemoryService, snapshot: Snapshot, priority: int) -> bool:
+        self._writes += 1
+        first, turn = found.first(snapshot, priority, self._writes)
+        self._tell(snapshot.service, [turn] if turn else [])
+        return first
+
+    def leave(self, service: str, host: str) -> None:
+        """Take a host out of the queue."""
+        next_one = self._services[service].leave(host)
+        self._tell(service, [next_one] if next_one else [])
+
+    def _grant(self, found: MemoryService, snapshot: Snapshot) -> Permit:
+        now, token = self._clock(), self._writes + 1
         permit = Permit(
-            host=snapshot.host, zone=zone, rollout=snapshot.rollout_id, since=now.isoformat(), nonce=str(token), token=token
+            host=snapshot.host,
+            zone=snapshot.membership.zone,
+            rollout=snapshot.rollout_id,
+            since=now.isoformat(),
+            nonce=str(token),
+            token=token,
         )
         found.permits[snapshot.host] = permit
+        found.grants += 1
+        found.granted_at = now
+        self.leave(snapshot.service, snapshot.host)
         self._wrote(snapshot.service, f"permits/{snapshot.host}")
         return permit
 
-    def release(self, service: str, host: str, status: HostStatus, *, token: int | None) -> None:
+    def release(self, service: str, host: str, status: HostStatus, *, token: int | None, keep_failure: bool = False) -> None:
         """Take the permit of that token back, with the report."""
         found = self._existing(service)
         if host in found.permits and found.permits[host].token == token:
             del found.permits[host]
             self._wrote(service, f"permits/{host}")
-        found.statuses[host] = status
-        if host in found.rollout.failures:
+        self.write_status(service, status)
+        if host in found.rollout.failures and not keep_failure:
             kept = {other: failure for other, failure in found.rollout.failures.items() if other != host}
             found.rollout = replace(found.rollout, failures=kept)
             self._wrote(service, "rollout")
 
     def record_failure(self, snapshot: Snapshot, reason: str) -> None:
-        """Enter a failure, and halt over the budget."""
-        found = self._existing(snapshot.service)
-        current = {self._rollout_id(found, role) for role in Role}
+        """Enter a failure, with what follows from it."""
+        found, now = self._existing(snapshot.service), self._clock().isoformat()
         rollout_id, before = snapshot.rollout_id, found.rollout
+        current = {found.rollout_id(role) for role in Role}
         if rollout_id not in current or snapshot.host in before.failed_in(rollout_id):
             return
-        failure = Failure(rollout=rollout_id, reason=reason, at=self._clock().isoformat())
-        kept = {host: entry for host, entry in before.failures.items() if entry.rollout in current}
-        after = replace(before, failures={**kept, snapshot.host: failure})
-        budget = snapshot.spec.rollout.budget if snapshot.spec else Share(0)
-        found.rollout = halted_over_budget(after, rollout_id, budget, len(found.members) or 1, snapshot.host)
+        failure = Failure(rollout=rollout_id, reason=reason, at=now)
+        after, entry = with_failure(before, snapshot.host, failure, found.now, found.policy)
+        if entry is not None:
+            found.history.append(entry)
+        if entry is not None and entry.verb is Verb.ROLLBACK:
+            found.enabled[Role.FLEET] = Enabled(build=entry.build, digest=entry.digest, by=entry.by, at=now)
+            found.rollout = after
+            self._wrote(snapshot.service, "enabled/fleet", "rollout")
+            return
+        found.rollout = after
         self._wrote(snapshot.service, "rollout")
 
-
-class MemoryCoordination:
-    """What one host uses of an ensemble; made by `MemoryEnsemble.coordination`. `link` can be set."""
-
-    def __init__(self, ensemble: MemoryEnsemble, host: str, wake: Callable[[str], object]) -> None:
-        self._ensemble = ensemble
-        self._host = host
-        self._wake = wake
-        self._link = Link.CONNECTED
-        self._zones: dict[str, str] = {}
-        self._watched: set[str] = set()
-        self._waiting: set[str] = set()
-        self._lost_answers: list[bool] = []
-
-    @property
-    def link(self) -> Link:
-        """The state of the connection. Setting it wakes the engine, as a broken or new connection does."""
-        return self._link
-
-    @link.setter
-    def link(self, link: Link) -> None:
-        self._link = link
-        for service in sorted({*self._zones, *self._watched}):
-            self._wake(service)
-
-    def lose_next_answer(self, *, applied: bool = True) -> None:
-        """Have the next write raise `Unavailable`, although it was carried out (or, with `applied` false, was not)."""
-        self._lost_answers.append(applied)
-
-    def join(self, service: str, zone: str) -> None:
-        """Make this host a member with the next `snapshot`."""
-        self._zones[service] = zone
-
-    def snapshot(self, service: str) -> Snapshot:
-        """Read everything about a service; a later change wakes the engine once."""
-        self._require_link()
-        with self._ensemble.lock:
-            if service in self._zones:
-                self._ensemble.register(service, self._host, self._zones[service])
-            self._watched.add(service)
-            return self._ensemble.read(service, self._host, self._zones.get(service, "default"))
-
-    def take_permit(self, snapshot: Snapshot, limit: FleetLimit) -> Permit | Denied:
-        """Ask for a permit under what the snapshot said."""
-        answer = self._write(lambda: self._ensemble.take(snapshot, limit))
-        full = isinstance(answer, Denied) and answer.code in _FULL
-        (self._waiting.add if full else self._waiting.discard)(snapshot.service)
-        return answer
-
-    def release_permit(self, snapshot: Snapshot, status: HostStatus) -> None:
-        """Give the permit back and report; clears this host's failure."""
-        token = snapshot.permit.token if snapshot.permit else None
-        self._write(lambda: self._ensemble.release(snapshot.service, self._host, status, token=token))
-
-    def record_failure(self, snapshot: Snapshot, reason: str) -> None:
-        """Enter this host's failure, and halt over the budget."""
-        self._write(lambda: self._ensemble.record_failure(snapshot, reason))
-
-    def report(self, service: str, status: HostStatus) -> None:
-        """Write this host's report."""
-        self._write(lambda: self._ensemble.write_status(service, status))
-
-    def changed(self, service: str, nodes: tuple[str, ...]) -> None:
-        """Be told what was written; wakes once until the next `snapshot`, and only for what matters to this host."""
-        mine = (f"hosts/{self._host}", f"permits/{self._host}")
-        others = all(node.startswith(("hosts/", "permits/")) and node not in mine for node in nodes)
-        room = service in self._waiting and any(node.startswith("permits/") for node in nodes)
-        if service in self._watched and (room or not others):
-            self._watched.discard(service)
-            self._wake(service)
-
-    def _write(self, write: Callable[[], AnswerT]) -> AnswerT:
-        self._require_link()
-        applied = self._lost_answers.pop(0) if self._lost_answers else None
-        if applied is False:
-            raise Unavailable("the connection broke before the write was sent")
-        with self._ensemble.lock:
-            answer = write()
-        if applied:
-            raise Unavailable("the connection broke before the answer came")
-        return answer
-
-    def _require_link(self) -> None:
-        if self._link is not Link.CONNECTED:
-            raise Unavailable("the connection to the ensemble is not there")
-
-
-def _by_host(permits: dict[str, Permit]) -> tuple[Permit, ...]:
-    return tuple(permit for _, permit in sorted(permits.items()))
+    def advance(self, snapshot: Snapshot, may_promote: Callable[[str], str]) -> float | None:
+        """Take a rollout further."""
+        found, rollout_id = self._existing(snapshot.service), snapshot.rollout_id
+        promotes = snapshot.membership.role is Role.CANARY and found.policy.promotion is Promotion.AUTO
+        if found.permits and not promotes:
+            return _ASK_AGAIN
+        hosts = found.standings() if promotes or rollout_id not in found.rollout.done else ()
+        if rollout_id not in found.rollout.done and not lacking(rollout_id, hosts):
+            role = Role.FLEET if rollout_id == found.rollout_id(Role.FLEET) else Role.CANARY
+            at, enabled = self._clock().isoformat(), found.enabled[role]
+            completed = enabled if role is Role.FLEET else found.rollout.completed
+            found.rollout = replace(found.rollout, done={**found.rollout.done, rollout_id: at}, completed=completed)
+            found.history.append(HistoryEntry(verb=Verb.COMPLETE, build=enabled.build, role=role, at=at, rollout=rollout_id))
+            self._wrote(snapshot.service, "rollout")
+        build = found.unpromoted() if promotes else None
+        if build is None:
+            return None if rollout_id in found.rollout.done else _ASK_AGAIN
+        baked, now = bake_of(build.build, hosts).baked_at(found.policy), self._clock()
+        if baked is None or now < baked or may_promote(build.build):
+            return _ASK_AGAIN if baked is None or now >= baked else (baked - now).total_seconds()
+        self.promote(snapshot.service, by="deployd")
+        return None

@@ -243,7 +243,7 @@ class LeaseContract(GateContract):
     def test_a_lease_ends_by_itself(self) -> None:
         """A gate that nobody opens serves again after its lease, not before, and is then not listed any more."""
         with self.started() as (gate, _):
-            closing = self.closing(lease=2.5)
+            closing = self.closing(lease=3.5)
             gate.close(closing)
             assert [False] * len(self.hosts) == self.served(self.ports[0])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import random
 import subprocess
 import sys
@@ -65,9 +66,9 @@ class Load(Struct, frozen=True):
         return Load([request for request in self.requests if request.milliseconds <= _LONGEST_MS])
 
     def latency(self, percent: float) -> float:
-        """Seconds within which so many percent of the requests were answered."""
+        """Seconds within which so many percent of the requests were answered; not a number when there were none."""
         ordered = sorted(request.seconds for request in self.requests)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+        return math.nan if not ordered else ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
     @property
     def builds(self) -> dict[str, int]:

@@ -37,6 +37,7 @@ from deployd_core.zookeeper.session import Session
 _FIRST_PORT = 8001
 _LISTEN_PORT = 8080
 _ROLL_SECONDS = 180.0
+_FAILED = ("failed", "reverting", "reverted", "broken")
 _HERE, _THERE = "10.77.0.1", "10.77.0.2"
 """The two ends of the veth pair, where balancer and clients are remote."""
 
@@ -71,6 +72,8 @@ class Scenario(Struct, frozen=True, kw_only=True):
     """``nginx``, ``haproxy``, or ``none``: clients choose an instance themselves, and another one when it refuses."""
     keep_alive: int = 0
     """nginx: connections to keep open to the instances."""
+    parameters: str = ""
+    """nginx: what else it is told of each instance, such as ``fail_timeout=1s``."""
     close: bool = False
     """HAProxy: ``option http-server-close``."""
     check: bool = False
@@ -249,7 +252,14 @@ class _Rig:
         scenario, directory = self._scenario, self._directory / "balancer"
         match scenario.balancer:
             case "nginx":
-                return Nginx(directory, self._servers, listen=self._listen, keep_alive=scenario.keep_alive, before=self._before)
+                return Nginx(
+                    directory,
+                    self._servers,
+                    listen=self._listen,
+                    keep_alive=scenario.keep_alive,
+                    parameters=scenario.parameters,
+                    before=self._before,
+                )
             case "haproxy":
                 return Haproxy(
                     directory, self._servers, listen=self._listen, close=scenario.close, check=scenario.check, before=self._before
@@ -286,7 +296,7 @@ class _Rig:
         for found in rollouts.watch_statuses(self._session, "web", stop, every=0.5):
             if found.hosts and all(entry.converged for entry in found.hosts):
                 stop.set()
-            elif time.monotonic() > deadline or any(entry.status and entry.status.step == "failed" for entry in found.hosts):
+            elif time.monotonic() > deadline or any(entry.status and entry.status.step in _FAILED for entry in found.hosts):
                 logs = "".join(host.log()[-6000:] for host in self._fleet.hosts.values())
                 raise SystemExit(f"not converged on {build}: {found.hosts}\n{logs}")
 

@@ -7,27 +7,27 @@ and the next `snapshot` reads everything again. The agent's ephemeral node is ma
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-import msgspec
+from msgspec.structs import replace
 
-from deployd_core.coordination import AgentInfo, Denial, Denied, HostStatus, Link, Membership, Permit, Snapshot
+from deployd_core.coordination import AgentInfo, Denial, Denied, HostStatus, Link, Membership, Permit, Rollout, Snapshot
 from deployd_core.errors import Conflict, Unavailable
 from deployd_core.model import FleetLimit, Role
 from deployd_core.zookeeper import layout, permits, services
 from deployd_core.zookeeper.cache import NodeCache
+from deployd_core.zookeeper.failing import record_failure
 from deployd_core.zookeeper.layout import ServicePaths
 from deployd_core.zookeeper.members import register
+from deployd_core.zookeeper.permits import Asking, Desk
+from deployd_core.zookeeper.progress import advance
 from deployd_core.zookeeper.services import Problems
 from deployd_core.zookeeper.session import Node, Session
 from deployd_core.zookeeper.status import announce, write_status
 
 _log = logging.getLogger(__name__)
-
-_FULL = (Denial.SLOTS_FULL, Denial.ZONE_FULL)
 
 
 class ZooKeeperCoordination:
@@ -89,37 +89,37 @@ class ZooKeeperCoordination:
         snapshot = self._service(service).snapshot()
         if self._duplicate:
             # The permit that lies there under our name may be the other's: do nothing at all.
-            return msgspec.structs.replace(snapshot, permit=None, problem=self._duplicate)
+            return replace(snapshot, permit=None, problem=self._duplicate)
         return snapshot
 
-    def take_permit(self, snapshot: Snapshot, limit: FleetLimit) -> Permit | Denied:
-        """Ask for a permit under what `snapshot` said; when it is denied for want of room, a release wakes the engine."""
+    def take_permit(self, snapshot: Snapshot, limit: FleetLimit, *, priority: int = 0) -> Permit | Denied:
+        """Ask for a permit under what `snapshot` said; a host that waits is woken when it is its turn, and when there is room."""
         if self._duplicate and self._info is not None:
             try:
                 self.announce(self._info)
             except Conflict as error:
                 return Denied(code=Denial.DUPLICATE, reason=str(error))
-        service = self._service(snapshot.service)
-        answer = permits.take(
-            self._session, snapshot, limit, nonce=secrets.token_hex(8), now=self._clock(), watch=service.cache.watch
-        )
-        service.wait_for_room(isinstance(answer, Denied) and answer.code in _FULL)
-        if isinstance(answer, Denied) and answer.code is Denial.CHANGED:
-            service.cache.forget()  # the watch that says so may still be on its way
-        return answer
+        return self._service(snapshot.service).take(snapshot, limit, priority, self._clock())
 
-    def release_permit(self, snapshot: Snapshot, status: HostStatus) -> None:
-        """Give the permit back, report, and clear this host's failure, in one transaction."""
-        token = snapshot.permit.token if snapshot.permit else None
-        permits.release(self._session, snapshot.service, self._host, status, token=token)
+    def leave_queue(self, service: str) -> None:
+        """Stand in the queue no longer."""
+        self._service(service).desk.place.leave()
+
+    def release_permit(self, snapshot: Snapshot, status: HostStatus, *, keep_failure: bool = False) -> None:
+        """Give the permit back, report, and clear this host's failure unless it is kept, in one transaction."""
+        self._service(snapshot.service).release(snapshot, status, keep_failure=keep_failure)
 
     def record_failure(self, snapshot: Snapshot, reason: str) -> None:
-        """Enter this host's failure, halting the rollout in the same write when that exceeds the budget."""
-        permits.record_failure(self._session, snapshot, reason, self._clock())
+        """Enter this host's failure, with what follows from it for the rollout in the same write."""
+        self._service(snapshot.service).fail(snapshot, reason, self._clock())
 
     def report(self, service: str, status: HostStatus) -> None:
-        """Write this host's report."""
-        write_status(self._session, service, status)
+        """Write this host's report, and whether it is down."""
+        self._service(service).report(status)
+
+    def advance(self, snapshot: Snapshot, may_promote: Callable[[str], str]) -> float | None:
+        """Take the rollout further when it is time."""
+        return advance(self._session, snapshot, may_promote, self._clock())
 
     def _service(self, name: str) -> _Service:
         with self._lock:
@@ -128,6 +128,11 @@ class ZooKeeperCoordination:
             return self._services[name]
 
     def _on_link(self, link: Link) -> None:
+        with self._lock:
+            known = dict(self._services)
+        if link is Link.LOST:
+            for service in known.values():
+                service.back()
         if link is Link.CONNECTED and self._info is not None:
             try:
                 self.announce(self._info)
@@ -135,10 +140,8 @@ class ZooKeeperCoordination:
                 _log.error("%s; no permit is taken until it is gone", error)
             except Unavailable:
                 pass  # gone again: the next CONNECTED comes back here
-        with self._lock:
-            known = list(self._services)
-        for service in known:
-            self._wake(service)
+        for name in known:
+            self._wake(name)
 
 
 class _Service:
@@ -151,27 +154,66 @@ class _Service:
         self._wake = wake
         self._paths = ServicePaths(name)
         self._zone: str | None = None
+        self._is_back = False
         self._last: Snapshot | None = None
+        self._readings = -1
         self._woken = threading.Event()
-        self._waiting = False
-        self.cache = NodeCache(session, self._changed)
+        self._rollout: Rollout | None = None
+        self._last_hosts: int | None = None
+        self._down: bool | None = None
+        self._cache = NodeCache(session, self._changed)
+        self.desk = Desk(session, name, host, self._cache)
 
     def join(self, zone: str) -> None:
         self._zone = zone
-        self._last = None
+        self.back()
 
-    def wait_for_room(self, waiting: bool) -> None:
-        """Note whether others' permits are in this host's way: only then does their coming and going wake it."""
-        if waiting and not self._waiting:
-            self.cache.forget()  # the next snapshot watches them
-        self._waiting = waiting
+    def back(self) -> None:
+        """This host is back: whoever has excused it meanwhile need not any more."""
+        self._is_back = True
+        self._last = None
 
     def snapshot(self) -> Snapshot:
         self._woken.clear()  # before reading: a change during it wakes again
-        if self._last is None or self.cache.stale:
+        readings = self._cache.readings
+        if self._last is None or self._cache.stale or readings != self._readings:
             self._last = None
             self._last = self._read()
-        return self._last
+            # As it was before: what somebody else reads meanwhile, when he asks for a permit, is looked at once more.
+            self._readings = readings
+        return replace(self._last, queued=self.desk.place.path is not None)
+
+    def take(self, snapshot: Snapshot, limit: FleetLimit, priority: int, now: datetime) -> Permit | Denied:
+        self._woken.clear()  # before asking: the end of what we are about to wait for may come before the next snapshot
+        asking = Asking(snapshot=snapshot, limit=limit, priority=priority, down=bool(self._down), now=now)
+        answer = self.desk.take(asking)
+        if isinstance(answer, Denied) and answer.code is Denial.CHANGED:
+            self._cache.forget()  # the watch that says so may still be on its way
+        return answer
+
+    def release(self, snapshot: Snapshot, status: HostStatus, *, keep_failure: bool) -> None:
+        path = self._paths.permit(self._host)
+        node = self._cache.read((path,))[path]
+        # One that was granted later, after somebody has taken ours away, is not what is given back.
+        held = node is not None and snapshot.permit is not None and node.stat.czxid == snapshot.permit.token
+        failed = not keep_failure and (self._rollout is None or self._host in self._rollout.failures)
+        permits.release(self._session, self._name, self._host, status, held=held, failed=failed, was_down=self._down)
+        self._down = status.down
+        self._cache.wrote(path, there=False)
+
+    def fail(self, snapshot: Snapshot, reason: str, now: datetime) -> None:
+        record_failure(self._session, snapshot, reason, now)
+        self._rollout = None  # it holds our failure: from now on its changes concern us
+
+    def report(self, status: HostStatus) -> None:
+        try:
+            write_status(self._session, self._name, status, was_down=self._down)
+        except Unavailable:
+            self._down = None  # it may have been written
+            raise
+        if self._down and not status.down:
+            self.back()
+        self._down = status.down
 
     def _changed(self) -> None:
         if not self._woken.is_set():
@@ -181,10 +223,10 @@ class _Service:
     def _read(self) -> Snapshot:
         paths, problems = self._paths, Problems(self._session)
         own, permit = paths.host(self._host), paths.permit(self._host)
-        watched = (paths.spec, paths.enabled, paths.canary, paths.rollout, layout.FREEZE, own, permit)
-        nodes = self.cache.read(watched)
+        watched = (paths.spec, paths.enabled, paths.canary, layout.FREEZE, own, permit)
+        nodes = self._cache.read(watched)
         if nodes[paths.spec] is not None and self._register(nodes[own]):
-            nodes = self.cache.read(watched)
+            nodes = self._cache.read(watched)
         spec = problems.read(layout.decode_spec, paths.spec, nodes[paths.spec], None)
         if nodes[paths.spec] is None:
             membership = Membership(zone=self._zone or "default")
@@ -193,9 +235,7 @@ class _Service:
         membership = problems.read(layout.decode_membership, own, nodes[own], None) or Membership(zone=self._zone or "default")
         unsure = str(problems)
         wanted = services.wanted(paths, nodes, membership.role, problems)
-        others = self.cache.children(paths.permits) if self._waiting else self._session.children(paths.permits)
-        held = permits.read_permits(self._session, self._name, others.names if others else ())
-        hosts = self._session.stat(paths.hosts)
+        rollout = self._read_rollout(problems)
         return Snapshot(
             service=self._name,
             host=self._host,
@@ -203,24 +243,45 @@ class _Service:
             membership=membership,
             enabled=None if unsure else wanted.enabled,
             rollout_id="" if unsure else wanted.rollout_id,
-            rollout=services.read_rollout(paths, nodes, problems),
+            rollout=rollout,
             freeze=services.read_freeze(nodes, problems),
             permit=_own(permit, nodes[permit]),
-            permits=held,
-            hosts=hosts.children if hosts else 1,
+            permits=self.desk.held,
+            hosts=self._hosts(),
             problem=str(problems),
             versions=self._versions(nodes, membership.role),
         )
+
+    def _read_rollout(self, problems: Problems) -> Rollout:
+        """The rollout as far as it concerns this host: watched while it holds a failure of ours, and else read once.
+
+        A host that asks for a permit reads it anew, and whoever is the first to be admitted watches it.
+        """
+        path = self._paths.rollout
+        if self._rollout is None:
+            node = self._session.get(path)
+            self._rollout = services.read_rollout(self._paths, {path: node}, problems)
+        if self._host in self._rollout.failures:
+            self._rollout = services.read_rollout(self._paths, self._cache.read((path,)), problems)
+        return self._rollout
+
+    def _hosts(self) -> int:
+        if self._last_hosts is None:
+            stat = self._session.stat(self._paths.hosts)
+            self._last_hosts = stat.children if stat else 1
+        return self.desk.hosts or self._last_hosts
 
     def _register(self, node: Node | None) -> bool:
         """Join as asked; returns whether anything was written."""
         if self._zone is None:
             return False
-        known = Problems(self._session).read(layout.decode_membership, self._paths.host(self._host), node, None) if node else None
-        if node is not None and (known is None or known.zone == self._zone):
+        path = self._paths.host(self._host)
+        known = Problems(self._session).read(layout.decode_membership, path, node, None) if node else None
+        excused, self._is_back = self._is_back and known is not None and known.excused is not None, False
+        if node is not None and (known is None or (known.zone == self._zone and not excused)):
             return False
-        register(self._session, self._name, self._host, self._zone)
-        self.cache.forget()  # our own write: do not wait for its watch
+        register(self._session, self._name, self._host, self._zone, is_back=excused)
+        self._cache.forget(path)  # our own write: do not wait for its watch
         return True
 
     def _versions(self, nodes: Mapping[str, Node | None], role: Role) -> dict[str, int]:

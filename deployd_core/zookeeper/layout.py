@@ -14,14 +14,13 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from deployd_core.coordination import AgentInfo, Enabled, Freeze, HistoryEntry, HostStatus, Membership, Permit, Rollout
+from deployd_core.coordination import AgentInfo, Enabled, Freeze, HistoryEntry, HostStatus, Membership, Permit, Rollout, Waiter
 from deployd_core.errors import ConfigError
 from deployd_core.model import Role, check_build_id, check_digest
 from deployd_core.spec import ServiceSpec
 from deployd_core.units import decode_unit, encode_unit
 from deployd_core.zookeeper.session import Stat
 
-ROOT = "/"
 SERVICES = "/services"
 AGENTS = "/agents"
 FREEZE = "/freeze"
@@ -50,6 +49,7 @@ class ServicePaths:
         self.rollout = f"{self.root}/rollout"
         self.permits = f"{self.root}/rollout/permits"
         self.queue = f"{self.root}/rollout/queue"
+        self.downs = f"{self.root}/rollout/down"
         self.history = f"{self.root}/history"
 
     def host(self, host: str) -> str:
@@ -63,6 +63,14 @@ class ServicePaths:
     def permit(self, host: str) -> str:
         """A host's permit."""
         return f"{self.permits}/{host}"
+
+    def down(self, host: str) -> str:
+        """Says that a host cannot serve, and that this is not the doing of a deploy."""
+        return f"{self.downs}/{host}"
+
+    def zone_queue(self, zone: str) -> str:
+        """Where hosts of a zone wait for a permit."""
+        return f"{self.queue}/{zone}"
 
     def enabled_for(self, role: Role) -> str:
         """The node that says what hosts of a role should serve."""
@@ -80,7 +88,17 @@ class ServicePaths:
     @property
     def scaffold(self) -> tuple[str, ...]:
         """What must exist beside the spec, parents first: a grant checks the versions of these."""
-        return (self.enabled, self.canary, self.hosts, self.statuses, self.rollout, self.permits, self.queue, self.history)
+        return (
+            self.enabled,
+            self.canary,
+            self.hosts,
+            self.statuses,
+            self.rollout,
+            self.permits,
+            self.queue,
+            self.downs,
+            self.history,
+        )
 
 
 COMMON_NODES = (SERVICES, AGENTS, FREEZE)
@@ -92,6 +110,7 @@ def encode(value: Struct) -> bytes:
     return msgspec.json.encode(_without_none(msgspec.to_builtins(value, enc_hook=encode_unit)))
 
 
+@functools.lru_cache(maxsize=64)  # it is by far the largest, is looked at with every change of anything, and hardly ever changes
 def decode_spec(path: str, data: bytes) -> ServiceSpec | None:
     """Read a `spec` node; None when it is empty."""
     return _decode(path, data, ServiceSpec, "apply the spec again: deployd services apply FILE")
@@ -141,6 +160,11 @@ def decode_permit(path: str, data: bytes, stat: Stat) -> Permit:
     if permit is None:
         permit = Permit(host=path.rpartition("/")[2], zone="", rollout="", since="", nonce="")
     return msgspec.structs.replace(permit, host=path.rpartition("/")[2], token=stat.czxid)
+
+
+def decode_waiter(path: str, data: bytes) -> Waiter | None:
+    """Read a node of a queue."""
+    return _decode(path, data, Waiter, "delete the node: its host joins again")
 
 
 def decode_freeze(path: str, data: bytes) -> Freeze | None:

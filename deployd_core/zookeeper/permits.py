@@ -1,36 +1,94 @@
-"""Permits and failures: who may be restarting, and when a rollout halts. Each change is one transaction.
+"""Permits: who may be restarting. A grant, and a release, is one transaction.
 
 A grant sets the node above the permits at the version it read, so that between two grants only releases happen and there are never
 more permits than the limit. It also checks the versions of all it obeyed (spec, enabled, membership, freeze, rollout), so that none
 commits after one of them has changed. A permit is a persistent node: it outlives the agent, its session and its host.
+
+The head of a queue admits itself, and in the same transaction as many of those behind it as there is room for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
+from msgspec import Struct
 from msgspec.structs import replace
 
-from deployd_core.admission import Request, admit, halted_over_budget
-from deployd_core.coordination import Denial, Denied, Failure, HostStatus, Permit, Rollout, Snapshot
+from deployd_core.admission import Granted, Request, admit, unpromoted
+from deployd_core.coordination import Denial, Denied, HostStatus, Permit, Rollout, Snapshot, Waiter
 from deployd_core.model import FleetLimit, Role
-from deployd_core.units import Share
+from deployd_core.spec import RolloutTable
 from deployd_core.zookeeper import layout
+from deployd_core.zookeeper.cache import NodeCache
 from deployd_core.zookeeper.layout import ServicePaths
-from deployd_core.zookeeper.members import read_members
+from deployd_core.zookeeper.members import Roll, RollCall
+from deployd_core.zookeeper.queueing import Place, class_of
 from deployd_core.zookeeper.services import (
     ATTEMPTS,
     Problems,
+    commit,
     commit_or_look_again,
     ensure_scaffold,
     gave_up,
     read_rollout,
-    wanted,
 )
-from deployd_core.zookeeper.session import Node, OutcomeUnknown, Refused, Session, Watch
+from deployd_core.zookeeper.session import Node, Refused, Session
+from deployd_core.zookeeper.status import add_report
 
-_REASON_LIMIT = 500
+_BATCH = 32
+"""Hosts that one transaction admits at most."""
+_LEAVES = (Denial.FAILED, Denial.PROMOTION, Denial.CHANGED)
+"""Answers that are about this host alone: it must not stand in the way of those behind it."""
+
+
+class Asking(Struct, frozen=True, kw_only=True):
+    """What a host asks for."""
+
+    snapshot: Snapshot
+    limit: FleetLimit
+    priority: int
+    down: bool
+    """It says itself that it is down."""
+    now: datetime
+
+    @property
+    def policy(self) -> RolloutTable:
+        """What the spec says about rollouts."""
+        return self.snapshot.spec.rollout if self.snapshot.spec else RolloutTable()
+
+    @property
+    def counts(self) -> bool:
+        """Whether the answer depends on how many others hold a permit."""
+        policy = self.policy
+        bounded = self.limit.hosts is not None or self.limit.per_zone is not None or bool(policy.ramp) or bool(policy.stagger)
+        return bounded or policy.min_available.at_least(100) > 0
+
+    def waiter(self, nonce: str) -> Waiter:
+        """As it stands in the queue."""
+        snapshot = self.snapshot
+        own = ServicePaths(snapshot.service).host(snapshot.host)
+        return Waiter(
+            host=snapshot.host,
+            role=snapshot.membership.role,
+            rollout=snapshot.rollout_id,
+            limit=self.limit,
+            nonce=nonce,
+            membership=snapshot.versions.get(own, 0),
+        )
+
+
+class _Scene(Struct, frozen=True, kw_only=True):
+    """What a head has read."""
+
+    rollout: Rollout
+    rollout_version: int
+    holders: dict[str, str]
+    admission: int
+    """Version of the node above the permits."""
+    granted_at: float
+    roll: Roll
 
 
 def read_permits(session: Session, service: str, hosts: tuple[str, ...] | None = None) -> tuple[Permit, ...]:
@@ -43,119 +101,205 @@ def read_permits(session: Session, service: str, hosts: tuple[str, ...] | None =
     return tuple(layout.decode_permit(path, node.data, node.stat) for path, node in nodes.items() if node is not None)
 
 
-def take(
-    session: Session, snapshot: Snapshot, limit: FleetLimit, *, nonce: str, now: datetime, watch: Watch | None = None
-) -> Permit | Denied:
-    """Ask for a permit; the watch is on the coming and going of others'.
-
-    Raises:
-        Unavailable: ZooKeeper cannot be asked; after a lost answer the permit may be held.
-    """
-    paths = ServicePaths(snapshot.service)
-    own = paths.permit(snapshot.host)
-    for _ in range(ATTEMPTS):
-        # Our own first: what we hold is not counted against us, and this is how a lost answer is found.
-        held = session.get(own)
-        if held is not None:
-            return layout.decode_permit(own, held.data, held.stat)
-        if not set(guards(paths, snapshot.membership.role)) <= set(snapshot.versions):
-            # A node that is not there has no version to check: make it, and let the host look at it first.
-            ensure_scaffold(session, snapshot.service)
-            return Denied(code=Denial.CHANGED, reason="the service was not complete in ZooKeeper: look again")
-        children = session.children(paths.permits, watch)
-        if children is None:
-            ensure_scaffold(session, snapshot.service)
-            continue
-        decision = admit(_request(session, snapshot, limit, children.names, now))
-        if isinstance(decision, Denied):
-            return decision
-        permit = Permit(
-            host=snapshot.host,
-            zone=snapshot.membership.zone,
-            rollout=snapshot.rollout_id,
-            since=now.isoformat(timespec="milliseconds"),
-            nonce=nonce,
-        )
-        refused = _grant(session, snapshot, permit, children.stat.version)
-        if refused is not None:
-            return refused
-    return Denied(code=Denial.CHANGED, reason=f"others were granted permits {ATTEMPTS} times while this host asked")
-
-
 def guards(paths: ServicePaths, role: Role) -> tuple[str, ...]:
-    """The nodes that a grant to a host of this role obeys."""
+    """The nodes that a grant to a host of this role obeys, beside the rollout."""
     canary = (paths.canary,) if role is Role.CANARY else ()
-    return (paths.spec, paths.enabled, *canary, paths.rollout, layout.FREEZE)
+    return (paths.spec, paths.enabled, *canary, layout.FREEZE)
 
 
-def _request(session: Session, snapshot: Snapshot, limit: FleetLimit, holders: tuple[str, ...], now: datetime) -> Request:
-    paths = ServicePaths(snapshot.service)
-    zones = dict.fromkeys(holders, "")
-    zone_hosts = 0
-    if limit.per_zone is not None:
-        zones |= {permit.host: permit.zone for permit in read_permits(session, snapshot.service, holders)}
-        if limit.per_zone.is_percentage:
-            members = read_members(session, snapshot.service).values()
-            zone_hosts = sum(member.zone == snapshot.membership.zone for member in members)
-    hosts = session.stat(paths.hosts)
-    return Request(
-        host=snapshot.host,
-        zone=snapshot.membership.zone,
-        rollout_id=snapshot.rollout_id,
-        rollout=snapshot.rollout,
-        freeze=snapshot.freeze,
-        holders=zones,
-        hosts=hosts.children if hosts else 1,
-        zone_hosts=zone_hosts,
-        limit=limit,
-        now=now,
-    )
+class Desk:
+    """Where one host asks for permits of one service."""
 
+    def __init__(self, session: Session, service: str, host: str, cache: NodeCache) -> None:
+        self._session = session
+        self._service = service
+        self._host = host
+        self._cache = cache
+        self._paths = ServicePaths(service)
+        self.place = Place(session, service, cache.watch)
+        self._nonce = secrets.token_hex(8)
+        self._roll_call = RollCall(session, service, cache)
+        self._holding: dict[str, datetime] = {}
+        self.held = 0
+        """Permits held by anybody, as of the last time that it was this host's turn to look."""
+        self.hosts = 0
+        """Hosts of the service as of then; 0 before."""
 
-def _grant(session: Session, snapshot: Snapshot, permit: Permit, admission: int) -> Denied | None:
-    """Commit a grant; None means look again: it was granted, its answer was lost, or somebody else was admitted first."""
-    paths = ServicePaths(snapshot.service)
-    transaction = session.transaction()
-    for path, version in snapshot.versions.items():
-        transaction.check(path, version)
-    transaction.set(paths.permits, b"", admission).create(paths.permit(permit.host), layout.encode(permit))
-    generation = session.generation
-    try:
-        transaction.commit()
-    except Refused as error:
-        if error.path in (paths.permits, paths.permit(permit.host)):
+    def take(self, asking: Asking) -> Permit | Denied:
+        """Ask for a permit.
+
+        Raises:
+            Unavailable: ZooKeeper cannot be asked; after a lost answer the permit may be held.
+        """
+        for _ in range(ATTEMPTS):
+            # What we hold is not counted against us, and this is how a lost answer is found, and a grant by another.
+            held = self._own()
+            if held is not None:
+                self.place.admitted()
+                self._nonce = secrets.token_hex(8)
+                return held
+            answer = self._try(asking)
+            if answer is None:
+                continue
+            if answer.code in _LEAVES:
+                self.place.leave()
+            return answer
+        return Denied(code=Denial.CHANGED, reason=f"others were granted permits {ATTEMPTS} times while this host asked")
+
+    def _own(self) -> Permit | None:
+        path = self._paths.permit(self._host)
+        node = self._cache.read((path,))[path]
+        return None if node is None else layout.decode_permit(path, node.data, node.stat)
+
+    def _try(self, asking: Asking) -> Denied | None:
+        """One attempt. None means look again: it was granted, its answer was lost, or somebody else was faster."""
+        snapshot = asking.snapshot
+        if not set(guards(self._paths, snapshot.membership.role)) <= set(snapshot.versions):
+            # A node that is not there has no version to check: make it, and let the host look at it first.
+            ensure_scaffold(self._session, self._service)
+            return Denied(code=Denial.CHANGED, reason="the service was not complete in ZooKeeper: look again")
+        not_yet = self._unpromoted(asking) or self._queue(asking)
+        if not_yet is not None:
+            return not_yet
+        scene = self._look(asking)
+        if scene is None:
+            ensure_scaffold(self._session, self._service)
             return None
-        return Denied(code=Denial.CHANGED, reason=str(error))
-    except OutcomeUnknown:
-        if session.generation == generation or not session.wait_connected(session.operation_timeout):
-            raise
-    return None
+        self.held, self.hosts = len(scene.holders), scene.roll.hosts
+        decision = admit(_request(asking, scene, snapshot.host))
+        if isinstance(decision, Denied):
+            return replace(decision, stuck=self._stuck(asking, scene))
+        behind = self.place.behind_us() if asking.counts else ()
+        if behind is None or (asking.counts and self.place.path is None):
+            return None
+        return self._grant(asking, scene, self._also(asking, scene, behind))
+
+    def _queue(self, asking: Asking) -> Denied | None:
+        """Stand in the queue, if it matters who comes first; None when it is our turn."""
+        if not asking.counts:
+            return None
+        member = asking.snapshot.membership
+        rank = class_of(member.role, down=asking.down, priority=asking.priority)
+        self.place.join(member.zone, rank, asking.waiter(self._nonce))
+        if self.place.stands_behind(asking.now) is None:
+            return None
+        return Denied(code=Denial.QUEUED, reason=f"in the queue of zone {member.zone}: others asked first")
+
+    def _unpromoted(self, asking: Asking) -> Denied | None:
+        """A host of the fleet does not even queue before the canaries are done, and watches nothing but the rollout."""
+        snapshot, path = asking.snapshot, self._paths.rollout
+        if not asking.policy.canary_first or snapshot.membership.role is Role.CANARY:
+            return None
+        rollout = read_rollout(self._paths, self._cache.read((path,)), Problems(self._session))
+        return unpromoted(asking.policy, snapshot.membership.role, rollout, snapshot.enabled.build if snapshot.enabled else "")
+
+    def _look(self, asking: Asking) -> _Scene | None:
+        """Read what the decision depends on, and watch it; None when it is not all there."""
+        paths, cache = self._paths, self._cache
+        gate = cache.read((paths.rollout,))[paths.rollout]
+        # In one round, on the way from a release to the next start.
+        permits = cache.children((paths.permits, *self._roll_call.nodes))[paths.permits]
+        if gate is None or permits is None:
+            return None
+        rollout = read_rollout(paths, {paths.rollout: gate}, Problems(self._session))
+        zones = dict.fromkeys(permits.names, "")
+        if asking.limit.per_zone is not None:
+            zones |= {permit.host: permit.zone for permit in read_permits(self._session, self._service, permits.names)}
+        return _Scene(
+            rollout=rollout,
+            rollout_version=gate.stat.version,
+            holders=zones,
+            admission=permits.stat.version,
+            granted_at=permits.stat.mtime,
+            roll=self._roll_call.call(_percent_zone(asking)),
+        )
+
+    def _stuck(self, asking: Asking, scene: _Scene) -> tuple[str, ...]:
+        """Those that have held a permit for too long; only from their names, so that looking costs nothing."""
+        self._holding = {host: self._holding.get(host, asking.now) for host in scene.holders}
+        latest = asking.now - timedelta(seconds=float(asking.policy.permit_alarm))
+        return tuple(sorted(host for host, since in self._holding.items() if since <= latest))
+
+    def _also(self, asking: Asking, scene: _Scene, behind: Sequence[str]) -> list[tuple[str, Waiter]]:
+        """Those behind us that there is room for, in their order and up to the first that there is none for."""
+        most = asking.limit.hosts.at_most(scene.roll.hosts) if asking.limit.hosts else 0
+        room = min(most - len(scene.holders) - 1, _BATCH)
+        if room < 1 or asking.policy.stagger:
+            return []
+        chosen: list[tuple[str, Waiter]] = []
+        holders = scene.holders | {asking.snapshot.host: asking.snapshot.membership.zone}
+        mine = asking.waiter(self._nonce)
+        for path, node in self._session.get_many(behind[:room]).items():
+            waiter = Problems(self._session).read(layout.decode_waiter, path, node, None) if node else None
+            same = waiter is not None and (waiter.rollout, waiter.limit, waiter.role) == (mine.rollout, mine.limit, mine.role)
+            if waiter is None or not same or waiter.host in holders:
+                break
+            if not isinstance(admit(_request(asking, replace(scene, holders=holders), waiter.host)), Granted):
+                break
+            holders = holders | {waiter.host: asking.snapshot.membership.zone}
+            chosen.append((path, waiter))
+        return chosen
+
+    def _grant(self, asking: Asking, scene: _Scene, also: Sequence[tuple[str, Waiter]]) -> Denied | None:
+        snapshot, paths, own = asking.snapshot, self._paths, self.place.path
+        transaction = self._session.transaction()
+        for guard, version in snapshot.versions.items():
+            transaction.check(guard, version)
+        transaction.check(paths.rollout, scene.rollout_version)
+        admission = scene.admission if asking.counts else -1
+        admitted: list[tuple[str | None, Waiter]] = [(own, asking.waiter(self._nonce)), *also]
+        for number, (_, waiter) in enumerate(admitted):
+            if number:
+                transaction.check(paths.host(waiter.host), waiter.membership)
+            # Once for each, so that the version counts permits.
+            transaction.set(paths.permits, b"", admission + number if asking.counts else -1)
+            transaction.create(paths.permit(waiter.host), layout.encode(_permit(asking, waiter)))
+        # After every permit: a host hears of its own before it hears that the one before it is gone, and need not ask.
+        for path, _ in admitted:
+            if path is not None:
+                transaction.delete(path)
+        try:
+            commit(self._session, transaction.commit)
+        except Refused as error:
+            if error.path in snapshot.versions:
+                return Denied(code=Denial.CHANGED, reason=str(error))
+            # Permits, rollout, a waiter: whichever it was is read again, though its watch may still be on the way.
+            self._cache.forget(error.path)
+            return None
+        self._cache.wrote(paths.permit(self._host), there=True)
+        return None
 
 
-def release(session: Session, service: str, host: str, status: HostStatus, *, token: int | None) -> None:
-    """Give the permit of that token back, report, and clear the host's failure, in one transaction.
+def release(
+    session: Session, service: str, host: str, status: HostStatus, *, held: bool, failed: bool, was_down: bool | None
+) -> None:
+    """Give the permit back, report, and clear the host's failure if it is to go, in one transaction.
 
-    When it is gone, or is another by now, the rest is done all the same.
+    Args:
+        session: The connection.
+        service: The service.
+        host: This host.
+        status: The report.
+        held: Whether it holds a permit that is to go.
+        failed: Whether there may be a failure of it on record that is to go.
+        was_down: What was last said of its being down; None when nobody remembers.
     """
     paths = ServicePaths(service)
-    permit, report = paths.permit(host), paths.status(host)
     for _ in range(ATTEMPTS):
-        nodes = session.get_many((permit, report, paths.rollout))
         transaction = session.transaction()
-        held = nodes[permit]
-        if held is not None and held.stat.czxid == token:
-            transaction.delete(permit)
-        if nodes[report] is None:
-            transaction.create(report, layout.encode_status(status))
-        else:
-            transaction.set(report, layout.encode_status(status))
-        gate = nodes[paths.rollout]
-        cleared = _without(session, paths, nodes, host)
-        if gate is not None and cleared is not None:
-            transaction.set(paths.rollout, layout.encode(cleared), gate.stat.version)
+        if held:
+            transaction.delete(paths.permit(host))
+        add_report(session, transaction, service, status, was_down)
+        if failed:
+            nodes = session.get_many((paths.rollout,))
+            gate, cleared = nodes[paths.rollout], _without(session, paths, nodes, host)
+            if gate is not None and cleared is not None:
+                transaction.set(paths.rollout, layout.encode(cleared), gate.stat.version)
         if commit_or_look_again(session, transaction.commit):
             return
-    raise gave_up(session, permit)
+        # Somebody took the permit away meanwhile, this is the first report, or the answer was lost: see what is left to do.
+        held, was_down = held and session.stat(paths.permit(host)) is not None, None
+    raise gave_up(session, paths.permit(host))
 
 
 def _without(session: Session, paths: ServicePaths, nodes: Mapping[str, Node | None], host: str) -> Rollout | None:
@@ -166,41 +310,39 @@ def _without(session: Session, paths: ServicePaths, nodes: Mapping[str, Node | N
     return replace(rollout, failures={other: failure for other, failure in rollout.failures.items() if other != host})
 
 
-def record_failure(session: Session, snapshot: Snapshot, reason: str, now: datetime) -> None:
-    """Enter a host's failure, halting the rollout in the same write when it exceeds the budget. Nothing happens when it is entered
-    already, or when a newer rollout has begun: that one has failures of its own.
-    """
-    paths = ServicePaths(snapshot.service)
-    failure = Failure(rollout=snapshot.rollout_id, reason=reason[:_REASON_LIMIT], at=now.isoformat(timespec="seconds"))
-    for _ in range(ATTEMPTS):
-        nodes = session.get_many((paths.enabled, paths.canary, paths.rollout, paths.hosts))
-        current = _current_rollouts(session, paths, nodes)
-        gate, hosts = nodes[paths.rollout], nodes[paths.hosts]
-        if gate is None:
-            ensure_scaffold(session, snapshot.service)
-            continue
-        decider = nodes[current[snapshot.rollout_id]] if snapshot.rollout_id in current else None
-        if decider is None:
-            return
-        before = read_rollout(paths, nodes, Problems(session))
-        if snapshot.host in before.failed_in(snapshot.rollout_id):
-            return
-        kept = {host: entry for host, entry in before.failures.items() if entry.rollout in current}
-        after = replace(before, failures={**kept, snapshot.host: failure})
-        budget = snapshot.spec.rollout.budget if snapshot.spec else Share(0)
-        after = halted_over_budget(after, snapshot.rollout_id, budget, hosts.stat.children if hosts else 1, snapshot.host)
-        transaction = session.transaction().check(current[snapshot.rollout_id], decider.stat.version)
-        transaction.set(paths.rollout, layout.encode(after), gate.stat.version)
-        if commit_or_look_again(session, transaction.commit):
-            return
-    raise gave_up(session, paths.rollout)
+def _request(asking: Asking, scene: _Scene, host: str) -> Request:
+    snapshot = asking.snapshot
+    return Request(
+        host=host,
+        zone=snapshot.membership.zone,
+        role=snapshot.membership.role,
+        build=snapshot.enabled.build if snapshot.enabled else "",
+        rollout_id=snapshot.rollout_id,
+        rollout=scene.rollout,
+        freeze=snapshot.freeze,
+        policy=asking.policy,
+        holders=scene.holders,
+        down=scene.roll.down,
+        hosts=scene.roll.hosts,
+        zone_hosts=scene.roll.zone_hosts,
+        granted=scene.admission - scene.rollout.grants_before,
+        last_grant=datetime.fromtimestamp(scene.granted_at, UTC),
+        limit=asking.limit,
+        now=asking.now,
+    )
 
 
-def _current_rollouts(session: Session, paths: ServicePaths, nodes: Mapping[str, Node | None]) -> dict[str, str]:
-    """The rollouts under way: id → the node that began it."""
-    found = {}
-    for role in (Role.CANARY, Role.FLEET):
-        decision = wanted(paths, nodes, role, Problems(session))
-        if decision.rollout_id:
-            found[decision.rollout_id] = decision.deciders[-1]
-    return found
+def _permit(asking: Asking, waiter: Waiter) -> Permit:
+    return Permit(
+        host=waiter.host,
+        zone=asking.snapshot.membership.zone,
+        rollout=waiter.rollout,
+        since=asking.now.isoformat(timespec="milliseconds"),
+        nonce=waiter.nonce,
+    )
+
+
+def _percent_zone(asking: Asking) -> str | None:
+    """The zone whose hosts must be counted; None when nothing is a percentage of them."""
+    share = asking.limit.per_zone
+    return asking.snapshot.membership.zone if share is not None and share.is_percentage else None

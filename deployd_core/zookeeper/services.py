@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from msgspec import Struct
 
+from deployd_core.advancing import Now
 from deployd_core.coordination import Enabled, Freeze, HistoryEntry, Rollout, RolloutState
 from deployd_core.errors import ConfigError, Conflict, NotFound
 from deployd_core.model import Role
@@ -18,7 +19,7 @@ from deployd_core.zookeeper.session import Node, OutcomeUnknown, Refused, Sessio
 
 ATTEMPTS = 50
 """How often a compare-and-swap is tried before it gives up on a node that others keep changing."""
-HISTORY_LIMIT = 100
+HISTORY_LIMIT = 200
 
 ValueT = TypeVar("ValueT")
 
@@ -43,6 +44,8 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
     rollout: Rollout
     freeze: Freeze | None
     hosts: int
+    grants: int = 0
+    """Permits granted so far, ever."""
     problem: str = ""
 
     def enabled_for(self, role: Role) -> Enabled | None:
@@ -52,6 +55,17 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
     def rollout_for(self, role: Role) -> str:
         """The id of the rollout that hosts of a role are part of."""
         return self.canary_rollout if role is Role.CANARY else self.fleet_rollout
+
+    @property
+    def now(self) -> Now:
+        """What is enabled, and how far it is."""
+        return Now(
+            fleet=self.fleet_rollout,
+            canary=self.canary_rollout if self.canary else "",
+            enabled=self.enabled,
+            hosts=self.hosts or 1,
+            granted=self.grants,
+        )
 
 
 class Wanted(NamedTuple):
@@ -128,7 +142,7 @@ def read_freeze(nodes: Mapping[str, Node | None], problems: Problems) -> Freeze 
 
 def record_paths(paths: ServicePaths) -> tuple[str, ...]:
     """The nodes that `assemble` needs."""
-    return (paths.spec, paths.enabled, paths.canary, paths.rollout, paths.hosts, layout.FREEZE)
+    return (paths.spec, paths.enabled, paths.canary, paths.rollout, paths.permits, paths.hosts, layout.FREEZE)
 
 
 def assemble(session: Session, service: str, nodes: Mapping[str, Node | None]) -> ServiceRecord:
@@ -136,7 +150,7 @@ def assemble(session: Session, service: str, nodes: Mapping[str, Node | None]) -
     paths, problems = ServicePaths(service), Problems(session)
     fleet = wanted(paths, nodes, Role.FLEET, problems)
     canary = wanted(paths, nodes, Role.CANARY, problems)
-    hosts = nodes[paths.hosts]
+    hosts, permits = nodes[paths.hosts], nodes[paths.permits]
     return ServiceRecord(
         service=service,
         spec=problems.read(layout.decode_spec, paths.spec, nodes[paths.spec], None),
@@ -147,6 +161,7 @@ def assemble(session: Session, service: str, nodes: Mapping[str, Node | None]) -
         rollout=read_rollout(paths, nodes, problems),
         freeze=read_freeze(nodes, problems),
         hosts=hosts.stat.children if hosts else 0,
+        grants=permits.stat.version if permits else 0,
         problem=str(problems),
     )
 
@@ -225,44 +240,8 @@ def _delete_below(session: Session, root: str) -> None:
         transaction.commit()
 
 
-def write_enabled(session: Session, service: str, role: Role, entry: HistoryEntry) -> str:
-    """Enable a build for a role, open the rollout anew and enter it into the history, in one transaction; returns the rollout's id.
-
-    Failures of the other role's rollout still count.
-
-    Raises:
-        NotFound: No such service.
-    """
-    paths = ServicePaths(service)
-    target = paths.enabled_for(role)
-    data = layout.encode(Enabled(build=entry.build, digest=entry.digest, by=entry.by, at=entry.at))
-    for _ in range(ATTEMPTS):
-        nodes = session.get_many(record_paths(paths))
-        node, gate, spec = nodes[target], nodes[paths.rollout], nodes[paths.spec]
-        if spec is None:
-            raise no_such_service(session, service)
-        if node is not None and node.data == data:  # the answer to our own commit was lost
-            _prune_history(session, paths)
-            return layout.rollout_id(entry.build, node.stat.mzxid)
-        if node is None or gate is None:
-            ensure_scaffold(session, service)
-            continue
-        rollout = _reopened(assemble(session, service, nodes), role, entry)
-        transaction = session.transaction().check(paths.spec, spec.stat.version)
-        transaction.set(target, data, node.stat.version).set(paths.rollout, layout.encode(rollout), gate.stat.version)
-        transaction.create(paths.history_entry, layout.encode(entry), sequence=True)
-        commit_or_look_again(session, transaction.commit)
-    raise gave_up(session, target)
-
-
-def _reopened(record: ServiceRecord, role: Role, entry: HistoryEntry) -> Rollout:
-    # A fleet build begins anew for canary hosts that follow the fleet, too.
-    other = record.fleet_rollout if role is Role.CANARY else record.canary_rollout if record.canary else ""
-    kept = record.rollout.failed_in(other) if other else {}
-    return Rollout(by=entry.by, why=f"enabled {entry.build}", failures=kept)
-
-
-def _prune_history(session: Session, paths: ServicePaths) -> None:
+def prune_history(session: Session, paths: ServicePaths) -> None:
+    """Delete the oldest entries beyond the limit."""
     children = session.children(paths.history)
     for name in (children.names if children else ())[:-HISTORY_LIMIT]:
         try:
@@ -280,30 +259,6 @@ def read_history(session: Session, service: str) -> tuple[HistoryEntry, ...]:
     return tuple(entry for entry in entries if entry is not None)
 
 
-def change_rollout(session: Session, service: str, change: Callable[[Rollout], Rollout]) -> Rollout:
-    """Write what `change` makes of the rollout.
-
-    Raises:
-        NotFound: No such service.
-    """
-    paths = ServicePaths(service)
-    for _ in range(ATTEMPTS):
-        nodes = session.get_many((paths.spec, paths.rollout))
-        node = nodes[paths.rollout]
-        if nodes[paths.spec] is None:
-            raise no_such_service(session, service)
-        if node is None:
-            ensure_scaffold(session, service)
-            continue
-        rollout = change(read_rollout(paths, nodes, Problems(session)))
-        try:
-            session.set(paths.rollout, layout.encode(rollout), node.stat.version)
-        except Refused:
-            continue
-        return rollout
-    raise gave_up(session, paths.rollout)
-
-
 def write_freeze(session: Session, freeze: Freeze | None) -> None:
     """Stop every service, or (None) lift the stop."""
     session.ensure_chroot()
@@ -311,23 +266,34 @@ def write_freeze(session: Session, freeze: Freeze | None) -> None:
     session.set(layout.FREEZE, layout.encode(freeze) if freeze else b"")
 
 
-def commit_or_look_again(session: Session, commit: Callable[[], None]) -> bool:
-    """Commit; False when it was refused or its answer was lost and the caller must look at what is there now.
+def commit(session: Session, send: Callable[[], None]) -> bool:
+    """Commit; False when its answer was lost and the caller must look at what is there now.
 
     Raises:
+        Refused: Nothing of it happened.
         Unavailable: The connection is gone and does not come back within the time of an operation, or it never broke and there was
             no answer all the same: then asking again at once would only take as long again.
     """
     generation = session.generation
     try:
-        commit()
-    except Refused:
-        return False
+        send()
     except OutcomeUnknown:
         if session.generation == generation or not session.wait_connected(session.operation_timeout):
             raise
         return False
     return True
+
+
+def commit_or_look_again(session: Session, send: Callable[[], None]) -> bool:
+    """Commit; False also when it was refused.
+
+    Raises:
+        Unavailable: As `commit` says.
+    """
+    try:
+        return commit(session, send)
+    except Refused:
+        return False
 
 
 def gave_up(session: Session, path: str) -> Conflict:

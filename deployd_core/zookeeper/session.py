@@ -21,11 +21,24 @@ from kazoo.retry import KazooRetry
 from deployd_core.coordination import Link
 from deployd_core.errors import ConfigError, DeploydError, NotFound, Unavailable
 from deployd_core.zookeeper.address import Identity, client_options, split_address, why_unreachable
-from deployd_core.zookeeper.answers import Children, Node, OutcomeUnknown, Refused, Stat, Watch, WatchEvent, refusal_of
+from deployd_core.zookeeper.answers import (
+    CREATED,
+    DELETED,
+    Children,
+    Node,
+    OutcomeUnknown,
+    Refused,
+    Stat,
+    Watch,
+    WatchEvent,
+    refusal_of,
+)
 from deployd_core.zookeeper.link import LinkMonitor
 from deployd_core.zookeeper.transaction import Operation, Transaction
 
 __all__ = [
+    "CREATED",
+    "DELETED",
     "Children",
     "Identity",
     "Node",
@@ -243,6 +256,15 @@ class Session:
         """
         self._write(path, lambda: self._client.create_async(path, data, ephemeral=ephemeral))
 
+    def create_sequential(self, prefix: str, data: bytes) -> str:
+        """Create an ephemeral node whose name ZooKeeper ends with the next number of its parent; returns its path.
+
+        Raises:
+            Refused: Its parent does not exist.
+        """
+        created = self._write(prefix, lambda: self._client.create_async(prefix, data, ephemeral=True, sequence=True))
+        return str(created)
+
     def create_if_missing(self, path: str, data: bytes = b"") -> bool:
         """Create a node unless it exists; returns whether it did."""
         try:
@@ -372,4 +394,5 @@ def _stat(stat: Any) -> Stat:
         version=stat.version,
         owner=stat.ephemeralOwner or 0,
         children=stat.numChildren,
+        mtime=stat.mtime / 1000,
     )

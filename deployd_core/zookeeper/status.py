@@ -5,18 +5,29 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from deployd_core.coordination import AgentInfo, Enabled, HostStatus, Membership, Permit
+from deployd_core.coordination import AgentInfo, Enabled, Excuse, HostStatus, Membership, Permit
 from deployd_core.errors import Conflict, Unavailable
 from deployd_core.model import Role
 from deployd_core.zookeeper import layout
 from deployd_core.zookeeper.cache import NodeCache
 from deployd_core.zookeeper.layout import ServicePaths
-from deployd_core.zookeeper.services import ATTEMPTS, Problems, ServiceRecord, assemble, no_such_service, record_paths
-from deployd_core.zookeeper.session import Children, Node, Refused, Session
+from deployd_core.zookeeper.services import (
+    ATTEMPTS,
+    Problems,
+    ServiceRecord,
+    assemble,
+    commit_or_look_again,
+    ensure_scaffold,
+    gave_up,
+    no_such_service,
+    record_paths,
+)
+from deployd_core.zookeeper.session import Children, Node, Refused, Session, Transaction
 
 
 class HostEntry(Struct, frozen=True, kw_only=True):
@@ -29,6 +40,9 @@ class HostEntry(Struct, frozen=True, kw_only=True):
     status: HostStatus | None
     """None before its first report."""
     permit: Permit | None
+    excused: Excuse | None = None
+    down: bool = False
+    """It says itself that it cannot serve."""
     wanted: Enabled | None
     """The build its role should serve."""
     rollout_id: str
@@ -45,28 +59,60 @@ class FleetStatus(Struct, frozen=True, kw_only=True):
     record: ServiceRecord
     hosts: tuple[HostEntry, ...]
     """Sorted by name."""
+    permits: tuple[Permit, ...] = ()
+    """Every permit that is held, also by hosts that are no longer registered."""
+    granted_at: datetime | None = None
+    """When the last one was granted, ever."""
     problem: str = ""
     """Nodes that hold nonsense."""
 
 
-def write_status(session: Session, service: str, status: HostStatus) -> None:
-    """Write a host's report.
+def write_status(session: Session, service: str, status: HostStatus, *, was_down: bool | None = None) -> None:
+    """Write a host's report, and with it whether the host is down.
+
+    Args:
+        session: The connection.
+        service: The service.
+        status: The report.
+        was_down: What was last said of that; None when nobody remembers.
 
     Raises:
         NotFound: The service is gone.
     """
-    path, data = ServicePaths(service).status(status.host), layout.encode_status(status)
+    path = ServicePaths(service).status(status.host)
+    try:
+        if was_down is status.down:
+            session.set(path, layout.encode_status(status))
+            return
+    except Refused:
+        pass  # its first report
     for _ in range(ATTEMPTS):
-        try:
-            session.set(path, data)
-        except Refused:
-            try:
-                session.create(path, data)
-            except Refused as error:
-                if error.exists:
-                    continue
-                raise no_such_service(session, service) from error
+        transaction = session.transaction()
+        add_report(session, transaction, service, status, None)
+        if commit_or_look_again(session, transaction.commit):
+            return
+        if session.stat(ServicePaths(service).spec) is None:
+            raise no_such_service(session, service)
+        ensure_scaffold(session, service)
+    raise gave_up(session, path)
+
+
+def add_report(session: Session, transaction: Transaction, service: str, status: HostStatus, was_down: bool | None) -> None:
+    """Make a host's report part of a transaction; with `was_down` None it looks at what is there."""
+    paths, data = ServicePaths(service), layout.encode_status(status)
+    path, down = paths.status(status.host), paths.down(status.host)
+    if was_down is status.down:
+        transaction.set(path, data)
         return
+    there = session.stat_many((path, down))
+    if there[path] is None:
+        transaction.create(path, data)
+    else:
+        transaction.set(path, data)
+    if status.down and there[down] is None:
+        transaction.create(down)
+    elif not status.down and there[down] is not None:
+        transaction.delete(down)
 
 
 def announce(session: Session, info: AgentInfo) -> None:
@@ -145,19 +191,28 @@ class Roster:
         nodes = cache.read(record_paths(paths))
         if nodes[paths.spec] is None:
             raise no_such_service(self._session, self._service)
-        members, permits = _names(cache.children(paths.hosts)), _names(cache.children(paths.permits))
-        alive = set(_names(cache.children(layout.AGENTS)))
+        below = (paths.hosts, paths.permits, layout.AGENTS, paths.downs)
+        members, permits, alive, down = (_names(children) for children in cache.children(below).values())
         wanted = [*(paths.host(name) for name in members), *(paths.status(name) for name in members)]
         details = cache.read([*wanted, *(paths.permit(name) for name in permits)])
         # Registration does not change the data of `hosts`, so what was read of it may count fewer.
-        record = assemble(self._session, self._service, nodes)
+        record = replace(assemble(self._session, self._service, nodes), hosts=len(members))
         problems = Problems(self._session)
-        hosts = tuple(self._entry(name, record, details, alive, problems) for name in members)
+        living, sick = set(alive), set(down)
+        hosts = tuple(self._entry(name, record, details, problems, alive=name in living, down=name in sick) for name in members)
         told = "; ".join(text for text in (record.problem, str(problems)) if text)
-        return FleetStatus(record=replace(record, hosts=len(members)), hosts=hosts, problem=told)
+        held = {name: node for name in permits if (node := details[paths.permit(name)]) is not None}
+        above = nodes[paths.permits]
+        return FleetStatus(
+            record=record,
+            hosts=hosts,
+            permits=tuple(layout.decode_permit(paths.permit(name), node.data, node.stat) for name, node in held.items()),
+            granted_at=datetime.fromtimestamp(above.stat.mtime, UTC) if above is not None and above.stat.version else None,
+            problem=told,
+        )
 
     def _entry(
-        self, name: str, record: ServiceRecord, details: Mapping[str, Node | None], alive: set[str], problems: Problems
+        self, name: str, record: ServiceRecord, details: Mapping[str, Node | None], problems: Problems, *, alive: bool, down: bool
     ) -> HostEntry:
         paths = self._paths
         permit = details.get(paths.permit(name))
@@ -166,9 +221,11 @@ class Roster:
             host=name,
             role=membership.role,
             zone=membership.zone,
-            alive=name in alive,
+            alive=alive,
             status=problems.read(layout.decode_status, paths.status(name), details[paths.status(name)], None),
             permit=layout.decode_permit(paths.permit(name), permit.data, permit.stat) if permit else None,
+            excused=membership.excused,
+            down=down,
             wanted=record.enabled_for(membership.role),
             rollout_id=record.rollout_for(membership.role),
         )

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from deployd_core import rollouts
 from deployd_core.coordination import (
+    AgentInfo,
     Coordination,
     Denial,
     Denied,
@@ -131,6 +132,7 @@ class ZooKeeperWorld:
         session = Session(self.relays[name].address, f"/{self.chroot}", session_timeout=4, operation_timeout=2)
         coordination = ZooKeeperCoordination(session, name, wake)
         self.sessions[name] = self.stack.enter_context(session)
+        coordination.announce(AgentInfo(host=name, instance=f"test:{name}"))
         return coordination
 
     def apply(self, spec: ServiceSpec) -> None:
@@ -272,16 +274,15 @@ def test_enabling_wakes_and_begins_a_rollout(world: World) -> None:
     assert rollout_id != world.enable("v1")
 
 
-@pytest.mark.parametrize("change", ["spec", "pause", "freeze", "role", "permit"])
+@pytest.mark.parametrize("change", ["spec", "freeze", "role", "permit"])
 def test_every_change_that_matters_to_a_host_wakes_it(world: World, change: str) -> None:
-    """Spec, rollout, freeze, its own role and its own permit are watched, again and again."""
+    """Spec, freeze, its own role and its own permit are watched, again and again."""
     bell = Bell()
     host = joined(world, "h1", wake=bell)
     world.enable("v1")
     take_until_known(host)
     changes: dict[str, Callable[[], None]] = {
         "spec": lambda: world.apply(make_spec(root="/srv/other")),
-        "pause": world.pause,
         "freeze": world.freeze,
         "role": lambda: world.set_role("h1", Role.CANARY),
         "permit": lambda: world.remove_permit("h1"),
@@ -391,9 +392,28 @@ def test_a_release_wakes_the_host_that_waits_for_room(world: World) -> None:
     first.release_permit(snapshot, status_of(snapshot))
 
     assert bell.wait()
-    eventually(lambda: second.snapshot("web").permits == ())
     assert isinstance(take_until_known(second), Permit)
     assert ["h2"] == [permit.host for permit in world.permits()]
+
+
+def test_what_happens_while_a_host_asks_wakes_it_although_it_was_woken_before(world: World) -> None:
+    """A host that was woken, and asks before it looks again, is woken once more by the release that it waits for."""
+    bell = Bell()
+    first, second = joined(world, "h1"), joined(world, "h2", wake=bell)
+    world.enable("v1")
+    assert isinstance(take_until_known(first), Permit)
+    take_until(second, Denial.SLOTS_FULL)
+    snapshot = second.snapshot("web")
+    quieten(second, bell)
+    world.pause()
+    assert bell.wait()
+
+    assert Denial.PAUSED is code_of(second.take_permit(snapshot, ONE))
+    bell.rung.clear()
+    snapshot = first.snapshot("web")
+    first.release_permit(snapshot, status_of(snapshot))
+
+    assert bell.wait()
 
 
 def test_a_limit_counts_registered_hosts_and_zones(world: World) -> None:
@@ -404,7 +424,8 @@ def test_a_limit_counts_registered_hosts_and_zones(world: World) -> None:
 
     answers = {name: code_of(take_until_known(host, limit)) for name, host in hosts.items()}
 
-    assert {name: None if name in ("h0", "h3") else Denial.ZONE_FULL for name in hosts} == answers
+    first = {"h0": None, "h1": Denial.ZONE_FULL, "h2": Denial.QUEUED, "h3": None, "h4": Denial.ZONE_FULL, "h5": Denial.QUEUED}
+    assert first == answers
     assert Denial.SLOTS_FULL is code_of(take_until_known(hosts["h1"], FleetLimit(hosts=Share("34%"))))
 
 
@@ -431,7 +452,7 @@ def test_no_grant_commits_after_what_it_obeyed_has_changed(world: World, change:
 
     changes[change]()
 
-    assert Denial.CHANGED is code_of(host.take_permit(snapshot, ONE))
+    assert {"pause": Denial.PAUSED}.get(change, Denial.CHANGED) is code_of(host.take_permit(snapshot, ONE))
     assert () == world.permits()
 
 
@@ -591,6 +612,24 @@ def test_releasing_reports_and_clears_the_failure(world: World) -> None:
 
     assert ((), {}) == (world.permits(), world.rollout().failures)
     assert {"h1": status_of(snapshot)} == world.statuses()
+
+
+def test_a_host_that_went_back_keeps_its_failure(world: World) -> None:
+    """It gives its permit back with its report, and is granted none until a person or a newer build clears the failure."""
+    world.apply(make_spec(Share(5)))
+    host = joined(world, "h1")
+    rollout_id = world.enable("v1")
+    snapshot = settled(host, rollout_id)
+    permit = take_until_known(host)
+    host.record_failure(snapshot, "will not start")
+    snapshot = replace(snapshot, permit=permit)
+
+    for _ in range(2):
+        host.release_permit(snapshot, status_of(snapshot, "reverted"), keep_failure=True)
+
+    assert ((), {"h1"}) == (world.permits(), set(world.rollout().failed_in(rollout_id)))
+    assert {"h1": status_of(snapshot, "reverted")} == world.statuses()
+    take_until(host, Denial.FAILED)
 
 
 def test_a_permit_that_was_granted_later_is_not_given_back(world: World) -> None:

@@ -50,6 +50,8 @@ SERVER = (
 class Deployment:
     """A fleet, its builds, and what a person would type."""
 
+    server = SERVER
+
     def __init__(self, fleet: Fleet, session: Session, builds: Path) -> None:
         self.fleet = fleet
         self.session = session

@@ -13,6 +13,8 @@ import pytest
 
 pytestmark = pytest.mark.zookeeper
 
+TOLD = ("host.flipping", "host.restarting", "host.reverting", "host.reverted", "host.failed", "host.broken", "host.converged")
+
 NEVER_HEALTHY = """
 import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -147,13 +149,20 @@ def test_an_option_of_the_wrong_type(serving: Any) -> None:
 
 
 def test_a_service_that_never_gets_healthy(serving: Any) -> None:
-    """The host fails with what the probe said last, keeps its permit, and the rollout halts; a fix converges and gives it back."""
+    """The host goes back to v1 with what the probe said last, gives its permit back, and the rollout halts; a fix converges."""
     serving.pack("web", "v2", server=NEVER_HEALTHY)
     serving.enable("web", "v2")
 
-    expect(serving, "failed", "web@8001 was not healthy 3 s after its restart", "503")
-    assert serving.session.children("/services/web/rollout/permits").names == ("h1",)
-    assert b"halted" in serving.session.get("/services/web/rollout").data
+    expect(serving, "reverted", "serves v1; v2 failed: web@8001 was not healthy 3 s after its restart", "503")
+    assert serving.answers("web") == {"v1"}
+    assert serving.starts("h1", "web", 8001) == ["v1", "v1"]
+    assert serving.session.children("/services/web/rollout/permits").names == ()
+    rollout = serving.session.get("/services/web/rollout").data
+    assert b"halted" in rollout
+    assert b"web@8001 was not healthy 3 s" in rollout
+    assert ["host.flipping", "host.restarting", "host.reverting", "host.reverted"] == [
+        event["name"] for event in serving.events("h1") if event["build"] == "v2" and event["name"] in TOLD
+    ]
 
     serving.enable("web", "v3")
     serving.wait_converged("web", "v3")
@@ -166,7 +175,44 @@ def test_a_build_that_dies_at_once(serving: Any) -> None:
     serving.pack("web", "v2", server="raise SystemExit('no database')")
     serving.enable("web", "v2")
 
-    expect(serving, "failed", "web@8001 died", "times since its restart")
+    expect(serving, "reverted", "serves v1; v2 failed: web@8001 died", "times since its restart")
+    assert serving.answers("web") == {"v1"}
+
+
+def test_a_host_that_is_to_stay_stands_still(serving: Any) -> None:
+    """With `on_host_failure = "stay"` the host stays as it is, with its permit; retried with the build mended, it converges."""
+    serving.apply("web", healthy_timeout="3s", extra='[rollout]\non_host_failure = "stay"')
+    serving.pack("web", "v2", server=NEVER_HEALTHY)
+    serving.enable("web", "v2")
+
+    expect(serving, "failed", "web@8001 was not healthy 3 s after its restart", "503")
+    assert serving.session.children("/services/web/rollout/permits").names == ("h1",)
+
+    serving.enable("web", "v1")
+    serving.wait_converged("web", "v1")
+    assert serving.session.children("/services/web/rollout/permits").names == ()
+
+
+def test_both_builds_are_bad(serving: Any) -> None:
+    """A host that can serve neither build says why of both, keeps its permit, and takes the next build with it."""
+    root = serving.fleet.directory / "h1" / "web"
+    server = root / "releases" / "v1" / "server.py"
+    good = server.read_text()
+    server.write_text(NEVER_HEALTHY)
+    serving.pack("web", "v2", server=NEVER_HEALTHY)
+    serving.enable("web", "v2")
+
+    expect(
+        serving, "broken", "v2 failed: web@8001 was not healthy 3 s", "going back to v1 failed too: web@8001 was not healthy 3 s"
+    )
+    assert serving.statuses("web")["h1"].down
+    assert serving.session.children("/services/web/rollout/permits").names == ("h1",)
+
+    server.write_text(good)
+    serving.enable("web", "v3")
+    serving.wait_converged("web", "v3")
+    assert not serving.statuses("web")["h1"].down
+    assert serving.session.children("/services/web/rollout/permits").names == ()
 
 
 def test_a_broken_plugin_takes_nothing_down(deploy: Any) -> None:

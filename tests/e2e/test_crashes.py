@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from deployd_core import rollouts
 from deployd_core.testing.zookeeper import ZooKeeperServer, home_from_environment
 
 pytestmark = pytest.mark.zookeeper
@@ -48,7 +49,7 @@ class Deadly(SupervisorManager):
     def restart(self, call):
         self.stop(call)
         order = call.root.parent / "kill-in-restart"
-        if order.exists():
+        if order.exists() and order.read_text() == call.instance.name:
             order.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         self.start(call)
@@ -102,7 +103,7 @@ def test_an_agent_killed_between_stop_and_start_starts_the_instance(deploy: Any)
     host.start_agent()
     job.wait_converged("web", "v1")
 
-    (host.directory / "kill-in-restart").touch()
+    (host.directory / "kill-in-restart").write_text("web@8001")
     job.enable("web", "v2")
     assert host.wait_agent() == -9
     assert job.pids("web") == {"h1/web-8001": 0}
@@ -110,6 +111,64 @@ def test_an_agent_killed_between_stop_and_start_starts_the_instance(deploy: Any)
     job.wait_converged("web", "v2")
 
     assert job.starts("h1", "web", 8001) == ["v1", "v2"]
+
+
+@pytest.mark.parametrize("step", ["reverting", "reverted"])
+def test_an_agent_killed_on_the_way_back_goes_on_where_it_was(deploy: Any, step: str) -> None:
+    """A build fails, and the agent dies on the way back to the last good one: it gets there, and restarts nothing twice."""
+    job = deploy({"web": [8001, 8002]}, hosts=1, agents=False)
+    [host] = job.fleet.hosts.values()
+    (job.fleet.plugins / "deadly.py").write_text(KILL_AT_EVENT.replace("{directory!r}", repr(str(job.fleet.directory))))
+    job.apply("web", strategy="concurrency", options="instances_at_once = 1", healthy_timeout="3s")
+    job.enable("web", "v1")
+    host.start_agent()
+    job.wait_converged("web", "v1")
+
+    (host.directory / "kill-at").write_text(f"host.{step}")
+    job.pack(
+        "web",
+        "v2",
+        server=job.server.replace("do_GET(self) -> None:", "do_GET(self) -> None:\n        return self.send_error(503)"),
+    )
+    job.enable("web", "v2")
+    assert host.wait_agent() == -9
+    host.start_agent()
+    job.wait("web", lambda found: found["h1"].step == "reverted", "reverted")
+
+    assert {"v1"} == job.answers("web")
+    assert job.starts("h1", "web", 8001) == ["v1", "v2", "v1"]
+    assert job.starts("h1", "web", 8002) == ["v1"]
+    assert job.session.children("/services/web/rollout/permits").names == ()
+    assert b"was not healthy" in job.session.get("/services/web/rollout").data
+
+
+@pytest.mark.parametrize("death", ["", "waiting", "flipping", "restarting", "web@8001", "web@8002"])
+def test_a_restart_restarts_each_instance_once_whatever_dies(deploy: Any, death: str) -> None:
+    """No new build: every instance has one new process, also when the agent is killed at a step, or between a stop and a start."""
+    job = deploy({"web": [8001, 8002, 8003]}, hosts=1, agents=False)
+    [host] = job.fleet.hosts.values()
+    (job.fleet.plugins / "deadly.py").write_text(KILL_IN_RESTART)
+    (job.fleet.plugins / "mortal.py").write_text(KILL_AT_EVENT.replace("{directory!r}", repr(str(job.fleet.directory))))
+    text = job.fleet.spec("web", job.builds, strategy="concurrency", options="instances_at_once = 1")
+    job.apply("web", text=text.replace('use = "supervisor"', 'use = "deadly"'))
+    job.enable("web", "v1")
+    host.start_agent()
+    job.wait_converged("web", "v1")
+    before = job.pids("web")
+
+    if death:
+        by_manager = "@" in death
+        (host.directory / ("kill-in-restart" if by_manager else "kill-at")).write_text(death if by_manager else f"host.{death}")
+    rollout = rollouts.restart(job.session, "web", by="test", why="a leak")
+    if death:
+        assert host.wait_agent() == -9
+        host.start_agent()
+    job.wait("web", lambda found: (found["h1"].rollout, found["h1"].step) == (rollout, "converged"), "restarted")
+
+    assert {"v1"} == job.answers("web")
+    assert [["v1", "v1"]] * 3 == [job.starts("h1", "web", port) for port in (8001, 8002, 8003)]
+    assert not set(before.values()) & set(job.pids("web").values())
+    assert job.session.children("/services/web/rollout/permits").names == ()
 
 
 def test_a_host_that_died_with_its_permit_keeps_others_out_until_it_is_back(deploy: Any) -> None:

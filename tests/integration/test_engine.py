@@ -55,7 +55,9 @@ class Host:
 
     def start(self) -> None:
         self.coordination.join("web", "z")
-        identity = Identity(host="h1", zone="z", address="127.0.0.1", owner="h1/1/1.00", version="1")
+        identity = Identity(
+            host="h1", zone="z", address="127.0.0.1", owner="h1/1/1.00", version="1", state_directory=self.directory
+        )
         engine = Engine(
             "web",
             identity,

@@ -22,14 +22,6 @@ LEGACY = "iptables-legacy -A INPUT -s 10.0.0.1 -j DROP"
 MODERN = "nft add table inet foreign"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def machine_untouched():
-    """The firewall of the machine itself is the same after all of these tests."""
-    before = firewall()
-    yield
-    assert before == firewall()
-
-
 def call():
     """A call that closes an instance."""
     return GateCall(

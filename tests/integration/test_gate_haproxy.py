@@ -170,7 +170,27 @@ def test_pooled_connection_is_not_in_flight(site: Site) -> None:
 
 def test_silence_is_not_recent(site: Site) -> None:
     """An instance that no client has used says so."""
-    assert Connections(busy=0) == site.gate.connections(site.call())
+    assert Connections(busy=0, in_rotation=True) == site.gate.connections(site.call())
+
+
+def test_a_server_is_in_rotation_when_haproxy_itself_says_so(site: Site) -> None:
+    """Not while it is drained, and not while HAProxy's own checks are not sure of it."""
+
+    def in_rotation() -> bool:
+        return site.gate.connections(site.call()).in_rotation
+
+    assert in_rotation()
+    site.gate.close(site.closing())
+    assert not in_rotation()
+    site.gate.open(site.call())
+    assert in_rotation()
+
+    server = f"web/{site.server()}"
+    site.ask(f"enable health {server}")
+    site.ask(f"set server {server} health down")
+    assert not in_rotation()
+    site.ask(f"set server {server} health up")
+    assert in_rotation()
 
 
 def test_another_process_finds_and_opens_what_a_dead_one_has_closed(site: Site) -> None:

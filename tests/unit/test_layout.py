@@ -27,7 +27,7 @@ SPEC = ServiceSpec(
     restart=RestartTable(strategy="concurrency", options={"limit": "10%"}),
     rollout=RolloutTable(budget=Share(2)),
 )
-STAT = Stat(czxid=7, mzxid=8, version=0, owner=0, children=0)
+STAT = Stat(czxid=7, mzxid=8, version=0, owner=0, children=0, mtime=0.0)
 
 
 def test_a_spec_survives_being_written_and_read() -> None:

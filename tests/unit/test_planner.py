@@ -38,6 +38,9 @@ STEPS = ("01-pip-x", "02-command-y")
 DIGEST = "sha256:" + "a" * 64
 
 
+ENDS = (HostStep.CONVERGED, HostStep.REVERTED, HostStep.BROKEN, HostStep.FAILED)
+
+
 def everything(view: HostView) -> Plan:
     return Plan(cycle=view.stale, why="all at once")
 
@@ -52,6 +55,8 @@ class Process:
 
     serves: str | None
     started: float
+    restarted_for: str = ""
+    """The rollout of the flip before it was started."""
     closed: bool = False
     warm: bool = False
     busy: int = 0
@@ -84,6 +89,12 @@ class World:
     startup: float = 1.0
     sick: frozenset[str] = frozenset()
     """Instances that never get healthy on v2."""
+    old_sick: frozenset[str] = frozenset()
+    """Instances that do not get healthy on v1 any more."""
+    revert: bool = True
+    restart: str = ""
+    """The rollout, when it asks for a restart."""
+    flipped_for: str = ""
     rules: Rules = Rules(healthy_timeout=20, stable_for=0.5, healthy_after=2)
     digest_known: bool = True
     stuck: frozenset[str] = frozenset()
@@ -107,7 +118,7 @@ class World:
         process = self.instances[name]
         if process.serves is None or self.now - process.started < self.startup:
             return False
-        return not (process.serves == "v2" and name in self.sick)
+        return name not in (self.sick if process.serves == "v2" else self.old_sick)
 
     def back(self, name: str) -> bool:
         """Whether clients use it again, as far as anybody can wait for that."""
@@ -141,9 +152,12 @@ class World:
             ),
             steps=STEPS,
             current=self.current,
+            restart=self.restart,
+            flipped_for=self.flipped_for,
             good=self.good == "v2",
+            last_good="v1" if self.good == "v1" else None,
             instances=tuple(self._facts(name) for name in self.instances),
-            rules=self.rules,
+            rules=msgspec.structs.replace(self.rules, revert=self.revert),
             permit=PermitView(held=self.permit),
             failure=self.failure,
             setbacks=self.memory.get("setbacks", {}),
@@ -168,6 +182,7 @@ class World:
             state=State.RUNNING if process.serves else State.STOPPED,
             running=process.serves is not None,
             serves=process.serves,
+            restarted_for=process.restarted_for,
             health=Health.HEALTHY if healthy else Health.UNHEALTHY,
             streak=9 if healthy else 0,
             healthy_since=process.started + self.startup if healthy else None,
@@ -203,17 +218,31 @@ class World:
                 self.steps.add(marker)
             case TakePermit():
                 assert set(STEPS) == self.steps, "a permit is asked for only when everything is staged"
+                assert self.failure is None, "a host that has failed asks for nothing"
                 self.permit = True
-            case Flip():
+            case Flip(build=build, rollout=rollout):
                 assert self.permit, "never flipped without a permit"
-                self.current = "v2"
+                assert build == "v2" or self.failure, "nobody goes back without a reason that is on record"
+                self.current, self.flipped_for = build, rollout
+                self.memory.pop("ordered", None)
             case Settle():
-                assert all(process.serves == "v2" for process in self.instances.values())
-                self.good, self.permit, self.failure = "v2", False, None
+                self._settle(act)
             case RecordFailure(reason=reason):
                 self.failure = reason
+                self.forget_orders()
             case InstanceAct():
                 self._touch(act)
+
+    def _settle(self, act: Settle) -> None:
+        assert all(process.serves == act.build and self.healthy(name) for name, process in self.instances.items())
+        assert bool(act.failed) == (act.build != "v2")
+        self.good, self.permit = act.build, False
+        self.failure = self.failure if act.failed else None
+
+    def forget_orders(self) -> None:
+        """What the engine does when a failure is recorded or cleared: another build is to be served."""
+        for what in ("waits", "setbacks", "ordered"):
+            self.memory.pop(what, None)
 
     def _touch(self, act: InstanceAct) -> None:
         name, process = act.instance, self.instances[act.instance]
@@ -239,11 +268,13 @@ class World:
                 assert process.closed or self.rules.drain is None or self.lapses, "what is cold is not in front of its clients"
                 process.warm = True
             case Restart():
-                assert process.serves != "v2" or not self.healthy(name), "what is right is not restarted"
+                now_right = (process.serves, process.restarted_for) == (self.current, self.flipped_for)
+                assert not now_right, "what is right is not restarted"
+                assert self.permit, "nothing is restarted without a permit"
                 if self.rules.drain is not None:
                     self._check_drained(act, process, self.rules.drain)
                 self.restarts[name] = self.restarts.get(name, 0) + 1
-                fresh = Process(serves=self.current, started=self.now, closed=process.closed)
+                fresh = Process(serves=self.current, started=self.now, closed=process.closed, restarted_for=self.flipped_for)
                 fresh.until, fresh.owner, fresh.drains_since = process.until, process.owner, process.drains_since
                 self.instances[name] = fresh
                 self.memory.setdefault("ordered", set()).add(name)
@@ -281,7 +312,7 @@ def drive(world: World, strategy: Any, data: st.DataObject | None = None, rounds
         assert decision == plan_host(world.observe(), strategy), "the planner is pure"
         world.remember(decision)
         pending = [found for found in world.memory.get("setbacks", {}).values() if found.retry_at > world.now]
-        if decision.step in (HostStep.CONVERGED, HostStep.FAILED) and not decision.acts and not pending:
+        if decision.step in ENDS and not decision.acts and not pending:
             return decision
         for act in decision.acts:
             pending = world.memory.get("setbacks", {}).get(act.key)
@@ -358,22 +389,180 @@ def test_an_impossible_floor_is_refused_with_its_arithmetic_before_anything_is_d
     assert not world.permit
 
 
-def test_an_instance_that_never_gets_healthy_fails_the_host_which_keeps_its_permit_and_the_rest() -> None:
+def test_a_host_that_is_to_stay_stands_still_and_keeps_its_permit_and_the_rest() -> None:
     """The first instance that fails ends the roll: the others go on serving the old build."""
-    world = fresh_world(3, sick=frozenset({"web@8000"}))
+    world = fresh_world(3, sick=frozenset({"web@8000"}), revert=False)
 
     decision = drive(world, one_by_one)
 
     assert decision.step is HostStep.FAILED
     assert "web@8000 was not healthy 20 s after its restart: 503" in decision.reason
+    assert decision.down
     assert world.permit
     assert world.instances["web@8001"].serves == "v1"
     assert world.instances["web@8002"].serves == "v1"
 
 
+def test_an_instance_that_never_gets_healthy_brings_the_host_back_to_its_last_good_build() -> None:
+    """Only what had left the old build is restarted again; the permit goes back, the failure stays on record."""
+    world = fresh_world(3, sick=frozenset({"web@8000"}))
+
+    decision = drive(world, one_by_one)
+
+    failure = "web@8000 was not healthy 20 s after its restart: 503"
+    assert (decision.step, decision.reason) == (HostStep.REVERTED, f"serves v1; v2 failed: {failure}")
+    assert world.restarts == {"web@8000": 2}
+    assert (world.current, world.good, world.permit, world.failure) == ("v1", "v1", False, failure)
+    assert not decision.down
+
+
+def test_the_report_that_goes_with_the_permit_says_why_the_host_went_back() -> None:
+    """It is one transaction: who reads the report of a host without a permit reads the end of its story."""
+    world = fresh_world(1, current="v1", permit=True, failure="503", unpacked=True, fetched=True, steps=set(STEPS))
+
+    decision = plan_host(world.observe(), everything)
+
+    assert decision.acts == (Settle("v1", "serves v1; v2 failed: 503"),)
+    assert (decision.settled.step, decision.settled.reason) == (HostStep.REVERTED, "serves v1; v2 failed: 503")
+
+
+def test_a_reverted_host_tries_again_when_a_person_clears_its_failure() -> None:
+    """Until then it asks for nothing, whatever becomes of its instances."""
+    world = fresh_world(2, sick=frozenset({"web@8000"}))
+    drive(world, everything)
+    assert plan_host(world.observe(), everything).acts == ()
+    world.instances["web@8001"].serves = None
+    decision = plan_host(world.observe(), everything)
+    assert (decision.step, decision.acts, decision.down) == (HostStep.REVERTED, (), True)
+
+    world.sick, world.failure = frozenset(), None
+    world.forget_orders()
+
+    assert drive(world, everything).step is HostStep.CONVERGED
+
+
+@pytest.mark.parametrize("seconds", [0.25, 2, 5, 21, 22.5, 23, 30])
+def test_a_retry_in_mid_revert_goes_straight_on_with_the_kept_permit(seconds: float) -> None:
+    """Whatever the host is doing when the failure is cleared, it turns around and asks for no other permit."""
+    world = fresh_world(2, sick=frozenset({"web@8000"}), startup=4.0, permit=True)
+    while world.failure is None:
+        go_on(world, one_by_one)
+    since = world.now
+    while world.now < since + seconds and world.permit:
+        go_on(world, one_by_one)
+
+    held = world.permit
+    world.sick, world.failure = frozenset(), None
+    world.forget_orders()
+    asked = [act for act in plan_host(world.observe(), one_by_one).acts if isinstance(act, TakePermit)]
+
+    assert bool(asked) is not held
+    assert drive(world, one_by_one).step is HostStep.CONVERGED
+
+
+@pytest.mark.parametrize("strategy", [everything, one_by_one])
+def test_a_restart_restarts_every_instance_once_although_it_serves_the_build(strategy: Any) -> None:
+    """The same permit, floor and cycle as for a new build; afterwards there is nothing left to do."""
+    world = serving_v2(3, restart="r7", rules=Rules(healthy_timeout=20, stable_for=0.5, min_available=Share(2)))
+
+    decision = drive(world, strategy)
+
+    assert decision.step is HostStep.CONVERGED
+    assert world.restarts == dict.fromkeys(world.instances, 1)
+    assert (world.permit, world.flipped_for, world.lowest) == (False, "r7", 2)
+    assert plan_host(world.observe(), strategy).acts == ()
+
+
+def test_what_was_restarted_since_the_flip_is_not_restarted_again() -> None:
+    """An agent that was killed in the middle finds who is done by when it was started."""
+    world = serving_v2(3, restart="r7", flipped_for="r7", permit=True)
+    world.instances["web@8001"].restarted_for = "r7"
+
+    assert drive(world, everything).step is HostStep.CONVERGED
+    assert world.restarts == {"web@8000": 1, "web@8002": 1}
+
+
+def test_a_build_that_was_good_is_not_exchanged_for_another_when_it_fails_in_a_restart() -> None:
+    """No other build was in play: the host keeps its permit, and what can serve is open."""
+    world = serving_v2(2, restart="r7", sick=frozenset({"web@8000"}))
+
+    decision = drive(world, one_by_one)
+
+    assert (decision.step, world.current, world.permit) == (HostStep.BROKEN, "v2", True)
+
+
+def test_the_way_back_from_a_restart_that_was_a_deploy_here_restarts_only_what_had_left() -> None:
+    """A host that had yet to get the build goes back to its own last good one, of which nobody asked a restart."""
+    world = fresh_world(3, restart="r7", sick=frozenset({"web@8000"}))
+
+    assert drive(world, one_by_one).step is HostStep.REVERTED
+    assert world.restarts == {"web@8000": 2}
+
+
+def serving_v2(count: int, **changes: Any) -> World:
+    world = fresh_world(count, **{"current": "v2", "good": "v2", "fetched": True, "unpacked": True, "steps": set(STEPS)} | changes)
+    for process in world.instances.values():
+        process.serves = "v2"
+    return world
+
+
+def go_on(world: World, strategy: Any) -> Decision:
+    """One round in which nothing fails."""
+    decision = plan_host(world.observe(), strategy)
+    world.remember(decision)
+    for act in decision.acts:
+        world.perform(act)
+    world.tick(0.25)
+    return decision
+
+
+def test_a_host_on_which_both_builds_are_bad_is_broken_and_keeps_its_permit() -> None:
+    """Both reasons are told, and what can serve is open; when the old build recovers, the host is reverted after all."""
+    world = fresh_world(2, sick=frozenset({"web@8000"}), old_sick=frozenset({"web@8000"}))
+
+    decision = drive(world, everything)
+
+    failure = "web@8000 was not healthy 20 s after its restart: 503"
+    assert (decision.step, decision.down) == (HostStep.BROKEN, True)
+    assert decision.reason == f"v2 failed: {failure}; going back to v1 failed too: {failure}"
+    assert world.permit
+    assert world.available == {"web@8001"}
+
+    world.old_sick = frozenset()
+    assert drive(world, everything).step is HostStep.REVERTED
+    assert world.restarts["web@8000"] == 2
+
+
+def test_a_host_without_another_good_release_is_broken_until_the_wanted_one_gets_healthy() -> None:
+    """There is nothing to go back to, and a failure is over when everything serves the wanted build."""
+    world = fresh_world(1, sick=frozenset({"web@8000"}), good=None)
+
+    decision = drive(world, everything)
+
+    assert decision.step is HostStep.BROKEN
+    assert decision.reason.endswith("; there is no other good build to go back to")
+    assert (world.permit, world.current) == (True, "v2")
+    world.sick = frozenset()
+    assert drive(world, everything).step is HostStep.CONVERGED
+    assert world.failure is None
+
+
+def test_a_host_whose_permit_was_taken_away_in_mid_revert_disturbs_nothing() -> None:
+    """A person has decided: it says what it left undone."""
+    world = fresh_world(1, sick=frozenset({"web@8000"}))
+    while world.failure is None:
+        go_on(world, everything)
+
+    world.permit = False
+    decision = plan_host(world.observe(), everything)
+
+    assert (decision.step, decision.acts, decision.down) == (HostStep.FAILED, (), True)
+    assert "its permit was taken away before it was back on v1" in decision.reason
+
+
 def test_a_failed_host_that_gets_healthy_settles() -> None:
     """A failure is over when everything serves the wanted build: the permit goes back and the failure is cleared."""
-    world = fresh_world(1, sick=frozenset({"web@8000"}))
+    world = fresh_world(1, sick=frozenset({"web@8000"}), revert=False)
     drive(world, everything)
 
     world.sick = frozenset()
@@ -430,12 +619,12 @@ def test_a_broken_strategy_blocks_the_host_before_the_permit() -> None:
 
 
 def test_a_strategy_that_names_nothing_fails_in_the_end_with_its_own_words() -> None:
-    """Nothing waits for ever: a permit that is not used is a failure with a reason."""
+    """Nothing waits for ever: a permit that is not used is a failure with a reason, and comes back without a restart."""
     world = fresh_world(2)
 
     decision = drive(world, lambda view: Plan(cycle=(), why="waiting for Godot"))
 
-    assert decision.step is HostStep.FAILED
+    assert (decision.step, world.restarts) == (HostStep.REVERTED, {})
     assert "waiting for Godot" in decision.reason
 
 
@@ -467,8 +656,8 @@ def test_a_build_id_with_another_digest_is_refused() -> None:
 
 @given(st.data())
 @settings(max_examples=300, deadline=None)
-def test_from_every_state_whatever_fails_it_converges_or_fails_with_a_reason(data: st.DataObject) -> None:
-    """Any starting point, any mishap at any act, a crash at any moment: the end is the same, and the floor holds."""
+def test_from_every_state_whatever_fails_it_converges_reverts_or_is_broken_as_the_truth_demands(data: st.DataObject) -> None:
+    """Any starting point, builds that are bad here or there, any mishap at any act, a crash at any moment: the end is the same."""
     count = data.draw(st.integers(0, 4), label="instances")
     gate = data.draw(st.booleans(), label="gate")
     policy = data.draw(st.sampled_from(AtDeadline), label="at deadline")
@@ -482,7 +671,10 @@ def test_from_every_state_whatever_fails_it_converges_or_fails_with_a_reason(dat
         permit=data.draw(st.booleans()),
         current=data.draw(st.sampled_from(["v1", "v2", None])),
         digest_known=data.draw(st.booleans()),
-        sick=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 5)) == 0),
+        sick=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 3)) == 0),
+        old_sick=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 7)) == 0),
+        good=data.draw(st.sampled_from(["v1", "v1", "v1", None, "v2"]), label="last good"),
+        restart=data.draw(st.sampled_from(["", "", "r7"]), label="restart"),
         stuck=frozenset(name for name in (f"web@{8000 + n}" for n in range(count)) if data.draw(st.integers(0, 5)) == 0),
         pooled=data.draw(st.booleans(), label="pooled"),
         returns_after=data.draw(st.sampled_from([0.0, 1.0, 3.0, None]), label="clients come back after"),
@@ -495,26 +687,45 @@ def test_from_every_state_whatever_fails_it_converges_or_fails_with_a_reason(dat
         ),
     )
     if world.current == "v2":
-        world.unpacked, world.fetched, world.steps, world.permit = True, True, set(STEPS), True
+        world.unpacked, world.fetched, world.steps = True, True, set(STEPS)
+        world.flipped_for = data.draw(st.sampled_from(["", world.restart]), label="flipped for")
+        world.permit = world.permit or world.flipped_for == world.restart
     for process in world.instances.values():
         if world.current == "v2":
             process.serves = data.draw(st.sampled_from(["v1", "v2", None]))
+            process.restarted_for = data.draw(st.sampled_from(["", world.flipped_for])) if process.serves == "v2" else ""
         process.closed = gate and data.draw(st.booleans())
         process.until, process.drains_since = data.draw(st.sampled_from([0.5, 30.0])), 0.0 if process.closed else None
 
+    no_way_back = world.good != "v1"
     decision = drive(world, data.draw(st.sampled_from([everything, one_by_one])), data)
 
+    may_not_drain = gate and policy is not AtDeadline.PROCEED and (world.stuck or world.trouble)
+    check_the_end(world, decision)
+    if world.sick or not may_not_drain:
+        both_bad = world.old_sick or no_way_back
+        expected = HostStep.CONVERGED if not world.sick else HostStep.BROKEN if both_bad else HostStep.REVERTED
+        assert decision.step is expected or (may_not_drain and decision.step is HostStep.BROKEN)
+
+
+def check_the_end(world: World, decision: Decision) -> None:
+    """What a host says of itself in the end is true."""
+    serving = {process.serves for process in world.instances.values()}
     shut = [name for name, process in world.instances.items() if process.closed]
-    if decision.step is HostStep.CONVERGED:
-        assert shut == []
-        assert all(process.serves == "v2" for process in world.instances.values())
-        assert not world.permit
-    else:
-        late = gate and policy is not AtDeadline.PROCEED and world.trouble
-        assert world.sick or world.stuck or late
-        assert not any(world.healthy(name) for name in shut), "what can serve is open"
-        assert world.failure
-        assert world.permit
+    match decision.step:
+        case HostStep.CONVERGED:
+            assert (world.current, world.permit, world.failure, shut) == ("v2", False, None, [])
+            assert serving <= {"v2"}
+            assert {process.restarted_for for process in world.instances.values()} <= {world.restart}
+        case HostStep.REVERTED:
+            assert (world.current, world.permit, shut) == ("v1", False, [])
+            assert serving <= {"v1"}
+            assert world.failure
+        case _:
+            assert decision.step is HostStep.BROKEN
+            assert world.permit
+            assert world.failure
+            assert not any(world.healthy(name) for name in shut), "what can serve is open"
 
 
 @given(st.integers(0, 6), st.integers(0, 6))

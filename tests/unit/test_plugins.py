@@ -434,7 +434,12 @@ def test_the_example_of_every_hook_runs(load, hook):
 
 def test_every_kind_has_its_hook():
     """Kinds and hooks name each other."""
-    assert set(HOOKS) == {kind.hook for kind in Kind} | {"deployd_commands", "deployd_veto", "deployd_event"}
+    assert set(HOOKS) == {kind.hook for kind in Kind} | {
+        "deployd_commands",
+        "deployd_veto",
+        "deployd_veto_promotion",
+        "deployd_event",
+    }
 
 
 def test_the_gate_of_the_example_closes_and_opens(load, tmp_path):

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deployd_core.model import Flip
-from deployd_core.processes import TOLERANCE, Place, judge
+from deployd_core.processes import TOLERANCE, Place, judge, restarted_for
 
 ROOT = Path("/srv/web")
 PYTHON = "/usr/bin/python3.11"
@@ -38,6 +39,23 @@ def test_process_in_the_current_release_started_after_the_flip_serves_it() -> No
 def test_process_started_before_the_flip_goes_on_serving_the_old_build() -> None:
     """A process that nobody restarted after a flip serves what was current when it started."""
     assert serves(5, place("v1"), flip("v1", 1), flip("v2", 10)) == "v1"
+
+
+@pytest.mark.parametrize(
+    ("started", "expected"),
+    [(5, ""), (9.94, ""), (9.99, "v1-7"), (10.01, "v1-7"), (15, "v1-7"), (25, ""), (35, "v1-9")],
+)
+def test_a_restart_is_known_by_the_last_flip_before_the_process(started: float, expected: str) -> None:
+    """About the moment of the flip a process counts as fresh: the kernel tells its start a little early."""
+    asked = msgspec.structs.replace(flip("v1", 10), rollout="v1-7")
+    again = msgspec.structs.replace(flip("v1", 30), rollout="v1-9")
+
+    assert expected == restarted_for(started, (flip("v1", 1), asked, flip("v2", 20), again), "now")
+
+
+def test_a_process_of_this_boot_started_after_every_flip_of_another() -> None:
+    """The machine was rebooted in the middle of a restart: everything is fresh."""
+    assert "v1-7" == restarted_for(1, (msgspec.structs.replace(flip("v1", 99, boot="then"), rollout="v1-7"),), "now")
 
 
 def test_process_that_moved_into_a_release_does_not_serve_it() -> None:

@@ -561,6 +561,29 @@ def test_damaged_history_is_a_problem_and_no_empty_past(store: ReleaseStore) -> 
     assert "" == history.read_text()
 
 
+def test_a_flip_for_a_restart_is_put_on_record_once(store: ReleaseStore) -> None:
+    """`current` stays where it is; the flip log says for which rollout it was set anew, and repeating it changes nothing."""
+    publish(store, "v1")
+    store.flip("v1")
+    for rollout in ("v1-7", "v1-7", "", "v1-9"):
+        store.flip("v1", rollout=rollout)
+
+    assert [("v1", ""), ("v1", "v1-7"), ("v1", "v1-9")] == [(flip.build, flip.rollout) for flip in store.look().flips]
+    assert "v1" == store.look().current
+
+
+def test_a_flip_log_of_an_older_agent_is_read(store: ReleaseStore) -> None:
+    """It names no rollouts: none of its flips was for a restart."""
+    publish(store, "v1")
+    store.flip("v1")
+    history = store.root / ".deployd/history.json"
+    [flip] = json.loads(history.read_text())["flips"]
+    del flip["rollout"]
+    history.write_text(json.dumps({"good": ["v1"], "flips": [flip]}))
+
+    assert ("", ("v1",), "") == (store.look().flips[0].rollout, store.look().good, store.look().problem)
+
+
 def test_history_is_bounded_and_ordered(store: ReleaseStore) -> None:
     """Good builds are listed newest first and once each, flips oldest first, and neither grows without end."""
     for build in ("a", "b", "c"):

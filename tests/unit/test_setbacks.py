@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from deployd_core.errors import BuildRefused, ConfigError, DeploydError, StepFailed, Unavailable
+from deployd_core.errors import BuildRefused, ConfigError, DeploydError, RestartFailed, StepFailed, Unavailable
 from deployd_core.setbacks import Setbacks
 
 
@@ -33,6 +33,16 @@ def test_only_what_a_person_must_change_is_blocking(error: DeploydError, blockin
     setbacks.failed("fetch", error, now=0.0)
 
     assert blocking == setbacks.by_key["fetch"].blocking
+
+
+def test_what_is_not_there_is_no_fault_of_the_build() -> None:
+    """Only what is unavailable is laid to the environment."""
+    setbacks = Setbacks(random.Random(1))
+
+    setbacks.failed("restart:a", Unavailable("supervisor does not answer"), now=0.0)
+    setbacks.failed("restart:b", RestartFailed("no such file"), now=0.0)
+
+    assert {"restart:a": True, "restart:b": False} == {key: found.environment for key, found in setbacks.by_key.items()}
 
 
 def test_success_forgets_and_a_change_lets_try_at_once() -> None:

@@ -73,8 +73,11 @@ class AutoGate(Gate[AutoOptions]):
         return self._chosen()[0].preview(call)
 
     def closed_everywhere(self) -> tuple[ClosedGate, ...]:
-        """What either has closed; each has a name of its own, and is asked by it too."""
-        return self._chosen()[0].closed_everywhere()
+        """What either has closed; each has a name of its own, is asked by it too, and says itself why it cannot be used."""
+        try:
+            return self._chosen()[0].closed_everywhere()
+        except ConfigError:
+            return ()
 
     def clear(
         self, service: str | None = None, instance: str | None = None, *, expired_only: bool = False

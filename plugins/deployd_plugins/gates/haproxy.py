@@ -48,7 +48,7 @@ class HaproxyOptions(Options, frozen=True, kw_only=True):
         Meta(description="backend/server that is the instance; HAProxy permits no @ in these names, so use {port}"),
     ] = "{service}/{service}-{port}"
     leases: Annotated[
-        str, Meta(description="directory for the leases of closed gates; `deployd drains` knows this one unless it is told another")
+        str, Meta(description="directory for the leases of closed gates; the agent puts another one on record for `deployd drains`")
     ] = "/var/lib/deployd/gates/haproxy"
 
     def __post_init__(self) -> None:
@@ -156,7 +156,9 @@ class HaproxyGate(Gate[HaproxyOptions]):
         """What HAProxy counts: requests under way, and new ones in the last second. What it pools is its own business."""
         stat = self._haproxy(call).stat(self._server(call))
         busy = int(stat["scur"] or 0) + int(stat["qcur"] or 0)
-        return Connections(busy=busy, recent=max(busy, int(stat["rate"] or 0)))
+        # Neither on its way up or down by its health checks, nor in its slowstart.
+        in_rotation = stat["status"] in ("UP", "no check") and not stat["throttle"]
+        return Connections(busy=busy, recent=max(busy, int(stat["rate"] or 0)), in_rotation=in_rotation)
 
     def _path(self, call: InstanceCall) -> Path:
         return Path(self.options.leases) / f"{call.host}:{call.service}:{call.instance.name}.json"

@@ -194,8 +194,8 @@ class IptablesGate(FirewallGate[IptablesOptions]):
 def usable(*, ipv6: bool) -> str:
     """Why the legacy tables cannot be used on this host; empty when they can. Looks, and loads nothing."""
     try:
-        _import()
         list(_loaded_tables())
+        _import()
     except ConfigError as error:
         return error.message
     for family in (IPV4, IPV6) if ipv6 else (IPV4,):

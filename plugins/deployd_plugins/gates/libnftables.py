@@ -19,6 +19,7 @@ from deployd_core.api import ConfigError, DeploydError, Unavailable
 
 _NETLINK_NETFILTER = 12
 _JSON = 1 << 4
+_CAP_NET_ADMIN = 12
 
 _LOCK = threading.Lock()
 _HANDLES: dict[tuple[int, int], tuple[Any, int]] = {}
@@ -38,6 +39,8 @@ def run(commands: str) -> list[dict[str, Any]]:
         ConfigError: This host or user cannot.
         Unavailable: nft says no for another reason.
     """
+    if not _may():
+        raise _no_right()
     with _LOCK:
         library, handle = _opened()
         code = library.nft_run_cmd_from_buffer(handle, commands.encode())
@@ -82,6 +85,17 @@ def _library() -> Any:
     return library
 
 
+def _may() -> bool:
+    """Whether this process has the right: asked without it, the library writes to standard error by itself."""
+    with open("/proc/thread-self/status", encoding="ascii") as file:  # noqa: PTH123 - as above
+        effective = next(line for line in file if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) & 1 << _CAP_NET_ADMIN)
+
+
+def _no_right() -> ConfigError:
+    return ConfigError("only root may use nftables", hint="run the agent as root, or with CAP_NET_ADMIN")
+
+
 def _try_netlink() -> None:
     """Open the kind of socket that the library is about to open: where it cannot, it ends the process."""
     try:
@@ -95,7 +109,7 @@ def _try_netlink() -> None:
 def _refusal(words: str) -> DeploydError:
     first = words.strip().splitlines()[0] if words.strip() else "it does not say why"
     if "Operation not permitted" in words or "you must be root" in words:
-        return ConfigError("only root may use nftables", hint="run the agent as root, or with CAP_NET_ADMIN")
+        return _no_right()
     if "No such file or directory" in words:
         return NoSuchTable(f"nftables: {first}")
     if "Operation not supported" in words or "Protocol not supported" in words or "Unable to initialize" in words:

@@ -15,7 +15,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from deployd_core.api import ConfigError, Connections, Unavailable
@@ -46,7 +46,8 @@ _TCP_INFO = struct.Struct("=2xH24xI16xI4xII68xQ20xI")
 _OUR_PORT, _THEIR_PORT, _OUR_ADDRESS, _THEIR_ADDRESS = slice(0, 2), slice(2, 4), slice(4, 20), slice(20, 36)
 
 _MAPPED = bytes(10) + b"\xff\xff"
-_BUFFER = 1 << 18
+_BUFFER, _ANSWER = 1 << 18, 1 << 12
+"""Bytes of an answer with many connections, and of one with one."""
 _RECENT_MS = 1000
 _TIME_WAIT_MS = 60_000
 """How long the kernel keeps a connection that we have closed; a constant of Linux."""
@@ -122,18 +123,16 @@ def close_idle(query: Query) -> int | None:
     """
     closed = 0
     for connection in list(_of_clients(query, (_ESTABLISHED,))):
-        silent = min(connection.sent, connection.received)
-        if silent < query.idle_after or not connection.idle(query.idle_after):
+        if not _silent(connection, query):
             continue
         try:
-            _destroy(connection)
+            closed += _destroy_if_silent(connection, query)
         except FileNotFoundError:
             continue  # it has gone by itself
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 return None
             raise _refusal(error) from error
-        closed += 1
     return closed
 
 
@@ -202,28 +201,38 @@ def _dump(family: int, states: Sequence[int], *, source: int = 0, target: int = 
     if code:
         body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(code), _BYTECODE) + code
     buffer = bytearray(_BUFFER)
-    info = 0
     try:
         with _asked(_SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, body) as netlink:
-            while True:
-                offset, length = 0, netlink.recv_into(buffer)
-                while offset < length:
-                    size, kind, state, identity, expires, unread, unacknowledged = _MESSAGE.unpack_from(buffer, offset)
-                    if kind != _SOCK_DIAG_BY_FAMILY:
-                        return _check(kind, buffer, offset)
-                    queued = unread + unacknowledged
-                    # The attribute with tcp_info is where it was in the last message, nearly always.
-                    if not 0 < info <= size - _TCP_INFO.size or _ATTRIBUTE.unpack_from(buffer, offset + info)[1] != _INFO:
-                        info = _place_of_info(buffer, offset, size)
-                    if info:
-                        _, unacked, sent, received, acknowledged, amount, answers = _TCP_INFO.unpack_from(buffer, offset + info)
-                        queued += unacked
-                        yield Connection(family, identity, state, expires, queued, sent, received, acknowledged, amount, answers)
-                    else:
-                        yield Connection(family, identity, state, expires, queued)
-                    offset += size + 3 & ~3
+            while not (yield from _parsed(buffer, netlink.recv_into(buffer), family)):
+                pass
     except OSError as error:
         raise _refusal(error) from error
+
+
+def _parsed(buffer: bytearray, length: int, family: int) -> Generator[Connection, None, bool]:
+    """The connections in an answer of the kernel; returns whether that was all.
+
+    Raises:
+        OSError: It is a refusal.
+    """
+    offset = info = 0
+    while offset < length:
+        size, kind, state, identity, expires, unread, unacknowledged = _MESSAGE.unpack_from(buffer, offset)
+        if kind != _SOCK_DIAG_BY_FAMILY:
+            _check(kind, buffer, offset)
+            return True
+        queued = unread + unacknowledged
+        # The attribute with tcp_info is where it was in the last message, nearly always.
+        if not 0 < info <= size - _TCP_INFO.size or _ATTRIBUTE.unpack_from(buffer, offset + info)[1] != _INFO:
+            info = _place_of_info(buffer, offset, size)
+        if info:
+            _, unacked, sent, received, acknowledged, amount, answers = _TCP_INFO.unpack_from(buffer, offset + info)
+            queued += unacked
+            yield Connection(family, identity, state, expires, queued, sent, received, acknowledged, amount, answers)
+        else:
+            yield Connection(family, identity, state, expires, queued)
+        offset += size + 3 & ~3
+    return False
 
 
 def _place_of_info(buffer: bytearray, offset: int, size: int) -> int:
@@ -237,15 +246,29 @@ def _place_of_info(buffer: bytearray, offset: int, size: int) -> int:
     return 0
 
 
-def _destroy(connection: Connection) -> None:
-    """Have the kernel reset it: both ends are told at once.
+def _silent(connection: Connection, query: Query) -> bool:
+    """Whether it has been idle for so long that no request can be on its way into it."""
+    return min(connection.sent, connection.received) >= query.idle_after and connection.idle(query.idle_after)
+
+
+def _destroy_if_silent(connection: Connection, query: Query) -> bool:
+    """Have the kernel reset it, both ends at once, unless it has been used since it was listed; whether it was reset.
+
+    The list may be milliseconds old, or seconds where no processor is free; between this look and the reset lie microseconds.
 
     Raises:
         OSError: It could not.
     """
-    body = _REQUEST_V2.pack(connection.family, socket.IPPROTO_TCP, 0, 1 << connection.state, connection.identity)
-    with _asked(_SOCK_DESTROY, _REQUEST | _ACK, body) as netlink:
-        _check(_NLMSG_ERROR, bytearray(netlink.recv(4096)), 0)
+    body = _REQUEST_V2.pack(connection.family, socket.IPPROTO_TCP, 1 << (_INFO - 1), 1 << connection.state, connection.identity)
+    buffer = bytearray(_ANSWER)
+    with _asked(_SOCK_DIAG_BY_FAMILY, _REQUEST, body) as netlink:
+        now = next(_parsed(buffer, netlink.recv_into(buffer), connection.family), None)
+        if now is None or not _silent(now, query):
+            return False
+        _ask(netlink, _SOCK_DESTROY, _REQUEST | _ACK, body)
+        netlink.recv_into(buffer)
+        _check(_NLMSG_ERROR, buffer, 0)
+    return True
 
 
 def _asked(kind: int, flags: int, body: bytes) -> socket.socket:
@@ -253,11 +276,15 @@ def _asked(kind: int, flags: int, body: bytes) -> socket.socket:
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
     try:
         netlink.settimeout(5.0)
-        netlink.sendto(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body, (0, 0))
+        _ask(netlink, kind, flags, body)
     except OSError:
         netlink.close()
         raise
     return netlink
+
+
+def _ask(netlink: socket.socket, kind: int, flags: int, body: bytes) -> None:
+    netlink.sendto(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body, (0, 0))
 
 
 def _check(kind: int, buffer: bytearray, offset: int) -> None:

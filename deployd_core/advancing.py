@@ -1,0 +1,160 @@
+"""PURE: what becomes of a rollout when it begins, when a host fails, and when all have finished. Any host may find out, and the
+first to write it down has done it for all.
+
+A rollout is complete when every host that is to be waited for serves the build and has given its permit back: 100 % are the
+definition, stragglers are named. A build is promoted by itself when every canary has been healthy with it for the time it is to
+bake. A rollout that began by itself, because another was over its budget, can only halt: nothing goes back and forth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from deployd_core.admission import over_budget
+from deployd_core.coordination import Enabled, Failure, HistoryEntry, HostStatus, Permit, Rollout, RolloutState, Verb
+from deployd_core.model import Role
+from deployd_core.spec import OnBudget, Promotion, RolloutTable
+
+_DONE = "converged"
+"""The step of a host that has nothing left to do: `deployd_core.planner.HostStep.CONVERGED`."""
+
+
+class Standing(Struct, frozen=True, kw_only=True):
+    """How one host stands."""
+
+    host: str
+    role: Role
+    rollout_id: str
+    """The rollout that it should be part of."""
+    build: str
+    alive: bool
+    excused: bool
+    status: HostStatus | None
+    permit: Permit | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it serves what it should, healthy, and has given its permit back. Said in this rollout: whoever is to restart
+        serves the build all along.
+        """
+        status = self.status
+        done = status is not None and status.step == _DONE and (status.served, status.rollout) == (self.build, self.rollout_id)
+        return done and self.permit is None
+
+
+class Bake(Struct, frozen=True, kw_only=True):
+    """How far the canaries of a build are."""
+
+    canaries: tuple[str, ...]
+    lacking: tuple[str, ...]
+    """Those that do not serve it, or are not healthy, or whose agent is gone."""
+    since: datetime | None
+    """Since when the last of them has been healthy; None while one is lacking."""
+
+    def baked_at(self, policy: RolloutTable) -> datetime | None:
+        """When it may be promoted by itself; None while a canary is lacking, or somebody is to decide."""
+        if policy.promotion is not Promotion.AUTO or self.since is None:
+            return None
+        return self.since + timedelta(seconds=float(policy.bake))
+
+
+class Now(Struct, frozen=True, kw_only=True):
+    """What is enabled, and how far it is."""
+
+    fleet: str
+    """The id of the fleet's rollout."""
+    canary: str
+    """That of the canary hosts; empty while they follow the fleet."""
+    enabled: Enabled | None
+    """What the fleet is to serve."""
+    hosts: int
+    granted: int
+    """Permits granted so far, ever."""
+
+
+def begun(before: Rollout, entry: HistoryEntry, now: Now, *, needs_promotion: bool) -> Rollout:
+    """The rollout that an order begins, open. Failures and progress of the other role's rollout still count."""
+    why = entry.why or f"{entry.verb.value.rstrip('e')}ed {entry.build}"
+    other = now.fleet if entry.role is Role.CANARY else now.canary
+    failures = before.failed_in(other) if other else {}
+    done = {other: before.done[other]} if other in before.done else {}
+    if entry.role is Role.CANARY:
+        return replace(before, state=RolloutState.OPEN, by=entry.by, why=why, failures=failures, done=done)
+    return Rollout(
+        by=entry.by,
+        why=why,
+        failures=failures,
+        promoted="" if needs_promotion else entry.build,
+        rollback_of=now.fleet if entry.verb is Verb.ROLLBACK else "",
+        grants_before=now.granted,
+        done=done,
+        completed=before.completed,
+    )
+
+
+def with_failure(
+    before: Rollout, host: str, failure: Failure, now: Now, policy: RolloutTable
+) -> tuple[Rollout, HistoryEntry | None]:
+    """The rollout with a failure entered, and what follows from it: an entry that halts it, or one that takes it back.
+
+    Of an entry that takes it back the rollout is the one that it begins; whoever writes it enables the build of the entry with it.
+    """
+    current = {now.fleet, now.canary} - {""}
+    kept = {other: entry for other, entry in before.failures.items() if entry.rollout in current}
+    after = replace(before, failures={**kept, host: failure})
+    why = over_budget(after, failure.rollout, policy.budget, now.hosts)
+    if not why or after.state is RolloutState.HALTED:
+        return after, None
+    entry = HistoryEntry(
+        verb=Verb.HALT,
+        role=Role.CANARY if failure.rollout == now.canary else Role.FLEET,
+        by=host,
+        at=failure.at,
+        why=why,
+        rollout=failure.rollout,
+    )
+    target = _goes_back_to(after, policy, now, failure.rollout)
+    if target is None:
+        return replace(after, state=RolloutState.HALTED, by=host, why=why), entry
+    entry = replace(entry, verb=Verb.ROLLBACK, build=target.build, digest=target.digest)
+    return begun(after, entry, now, needs_promotion=False), entry
+
+
+def _goes_back_to(rollout: Rollout, policy: RolloutTable, now: Now, rollout_id: str) -> Enabled | None:
+    """The build to go back to by ourselves; None when the rollout is to halt."""
+    # A canary build has no place to go back to that its hosts had completed, and a rollback must not cause another.
+    if policy.on_budget is not OnBudget.ROLLBACK or rollout.rollback_of or rollout_id != now.fleet:
+        return None
+    target = rollout.completed
+    return None if target is None or now.enabled is None or target.build == now.enabled.build else target
+
+
+def lacking(rollout_id: str, standings: Iterable[Standing]) -> tuple[str, ...]:
+    """The hosts for which a rollout is not complete yet; an excused one whose agent is gone is not waited for."""
+    return tuple(
+        host.host
+        for host in standings
+        if host.rollout_id == rollout_id and not host.finished and not (host.excused and not host.alive and host.permit is None)
+    )
+
+
+def bake_of(build: str, standings: Iterable[Standing]) -> Bake:
+    """How far the canary hosts are with a build."""
+    canaries = [host for host in standings if host.role is Role.CANARY]
+    missing = [host.host for host in canaries if host.build != build or not host.finished or not host.alive]
+    since = [moment for host in canaries if host.status is not None and (moment := _moment(host.status.since)) is not None]
+    complete = bool(canaries) and not missing and len(since) == len(canaries)
+    names = tuple(host.host for host in canaries)
+    return Bake(canaries=names, lacking=tuple(missing), since=max(since) if complete else None)
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

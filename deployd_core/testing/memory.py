@@ -1,0 +1,141 @@
+"""One service of a `deployd_core.testing.coordination.MemoryEnsemble`: its nodes, its queue, and what is decided from them."""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter, defaultdict
+from datetime import datetime
+from typing import NamedTuple
+
+from msgspec import Struct, field
+
+from deployd_core.admission import Request
+from deployd_core.advancing import Now, Standing
+from deployd_core.coordination import Enabled, Freeze, HistoryEntry, HostStatus, Membership, Permit, Rollout, Snapshot
+from deployd_core.model import FleetLimit, Role
+from deployd_core.spec import RolloutTable, ServiceSpec
+
+
+class Waiting(NamedTuple):
+    """A host in the queue of its zone, in the order of these."""
+
+    rank: tuple[int, int]
+    number: int
+    host: str
+    zone: str
+    rollout_id: str
+
+
+class MemoryService(Struct, kw_only=True):
+    """The nodes of one service, each with the number of its last write."""
+
+    spec: ServiceSpec | None = None
+    enabled: dict[Role, Enabled] = field(default_factory=dict)
+    rollout: Rollout = Rollout()
+    members: dict[str, Membership] = field(default_factory=dict)
+    zones: Counter[str] = field(default_factory=Counter)
+    away: dict[str, None] = field(default_factory=dict)
+    """Registered hosts whose agent is gone."""
+    down: dict[str, None] = field(default_factory=dict)
+    permits: dict[str, Permit] = field(default_factory=dict)
+    grants: int = 0
+    granted_at: datetime | None = None
+    queues: dict[str, list[Waiting]] = field(default_factory=dict)
+    waiters: dict[str, Waiting] = field(default_factory=dict)
+    statuses: dict[str, HostStatus] = field(default_factory=dict)
+    history: list[HistoryEntry] = field(default_factory=list)
+    versions: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    @property
+    def policy(self) -> RolloutTable:
+        """What the spec says about rollouts."""
+        return self.spec.rollout if self.spec else RolloutTable()
+
+    def rollout_id(self, role: Role) -> str:
+        """The id of the rollout that hosts of a role are part of."""
+        decider = Role.CANARY if role is Role.CANARY and Role.CANARY in self.enabled else Role.FLEET
+        enabled = self.enabled.get(decider)
+        return f"{enabled.build}-{self.versions[f'enabled/{decider.value}']:x}" if enabled else ""
+
+    @property
+    def now(self) -> Now:
+        """What is enabled, and how far it is."""
+        return Now(
+            fleet=self.rollout_id(Role.FLEET),
+            canary=self.rollout_id(Role.CANARY) if Role.CANARY in self.enabled else "",
+            enabled=self.enabled.get(Role.FLEET),
+            hosts=len(self.members) or 1,
+            granted=self.grants,
+        )
+
+    def leave(self, host: str) -> str | None:
+        """Take a host out of the queue; returns the host whose turn it is by that."""
+        waiter = self.waiters.pop(host, None)
+        if waiter is None:
+            return None
+        queue = self.queues[waiter.zone]
+        place = bisect.bisect_left(queue, waiter)
+        del queue[place]
+        return queue[0].host if place == 0 and queue else None
+
+    @property
+    def heads(self) -> list[str]:
+        """The first of every zone."""
+        return [queue[0].host for queue in self.queues.values() if queue]
+
+    def first(self, snapshot: Snapshot, priority: int, number: int) -> tuple[bool, str | None]:
+        """Have a host stand in the queue: whether it is the first of its zone, and whose turn it is by that."""
+        host, zone = snapshot.host, snapshot.membership.zone
+        kind = 0 if host in self.down else 1 if snapshot.membership.role is Role.CANARY else 2
+        rank = (kind, -priority if kind == 2 else 0)
+        before, turn = self.waiters.get(host), None
+        if before is None or (before.rank, before.zone, before.rollout_id) != (rank, zone, snapshot.rollout_id):
+            turn = self.leave(host)
+            waiter = self.waiters[host] = Waiting(rank, number, host, zone, snapshot.rollout_id)
+            bisect.insort(self.queues.setdefault(zone, []), waiter)
+        return self.queues[zone][0].host == host, turn
+
+    def request(self, snapshot: Snapshot, limit: FleetLimit, freeze: Freeze | None, now: datetime) -> Request:
+        """Everything that decides whether a host may have a permit."""
+        zone, down = snapshot.membership.zone, {**self.away, **self.down}
+        return Request(
+            host=snapshot.host,
+            zone=zone,
+            role=snapshot.membership.role,
+            build=snapshot.enabled.build if snapshot.enabled else "",
+            rollout_id=snapshot.rollout_id,
+            rollout=self.rollout,
+            freeze=freeze,
+            policy=self.policy,
+            holders={host: permit.zone for host, permit in self.permits.items()},
+            down={host: self.members[host].zone for host in down if self.members[host].excused is None},
+            hosts=len(self.members) or 1,
+            zone_hosts=self.zones[zone],
+            granted=self.grants - self.rollout.grants_before,
+            last_grant=self.granted_at,
+            limit=limit,
+            now=now,
+        )
+
+    def unpromoted(self) -> Enabled | None:
+        """The build that the canary hosts have and the fleet has not."""
+        fleet, canary = self.enabled.get(Role.FLEET), self.enabled.get(Role.CANARY)
+        if canary is not None and (fleet is None or fleet.build != canary.build):
+            return canary
+        return fleet if fleet and self.policy.canary_first and self.rollout.promoted != fleet.build else None
+
+    def standings(self) -> tuple[Standing, ...]:
+        """How every host stands."""
+        return tuple(
+            Standing(
+                host=host,
+                role=member.role,
+                rollout_id=self.rollout_id(member.role),
+                build=self.rollout_id(member.role).rpartition("-")[0],
+                alive=host not in self.away,
+                excused=member.excused is not None,
+                status=self.statuses.get(host),
+                permit=self.permits.get(host),
+            )
+            for host, member in sorted(self.members.items())
+        )

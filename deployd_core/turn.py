@@ -1,0 +1,81 @@
+"""A host's turn: what it makes of the answers when it asks for a permit, what it says of permits that are held for too long, and
+when it looks whether the rollout has been completed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from deployd_core.clock import Clock, until
+from deployd_core.coordination import Denial, Denied, Permit, Snapshot
+from deployd_core.model import Veto
+from deployd_core.setbacks import Setbacks
+
+ASK_AGAIN = 60.0
+"""Seconds after which a host asks for a permit again without being told that anything has changed: a net under missed watches."""
+_SOON = 0.01
+_LOOK_ROUND = 0.005
+"""Seconds for each host of a service in which one of them looks whether all have finished."""
+
+_ASKING, _ADVANCING = "takepermit", "advance"
+
+
+class Turn:
+    """What it keeps makes a host patient, and an alarm sound once; lose it, and nothing goes wrong."""
+
+    def __init__(self, setbacks: Setbacks, clock: Clock, rng: random.Random) -> None:
+        self._setbacks = setbacks
+        self._clock = clock
+        self._random = rng
+        self._said: tuple[object, ...] = ()
+        self._looks = 0
+        self.advanced = False
+        """There is nothing left that this host could do for the rollout as a whole."""
+
+    def begin(self, hosts: int) -> None:
+        """Another rollout has begun in a service of so many hosts."""
+        self.advanced, self._looks = False, 0
+        # Many may find at once that there is nothing to do: one that looks round is enough.
+        self._setbacks.postpone(_ADVANCING, self._clock.monotonic() + self._random.uniform(0.0, hosts * _LOOK_ROUND))
+
+    def finished(self) -> None:
+        """The permit of this host has been given back: whoever is the last completes the rollout."""
+        self._setbacks.lift(_ADVANCING)
+
+    def looked(self, again_in: float | None, now: float) -> None:
+        """Whether it is worth to look at the rollout again, and after how long at most."""
+        self.advanced = again_in is None
+        if again_in is not None:
+            self._looks += 1
+            wait = min(again_in, 2.0 ** min(self._looks - 1, 10))
+            self._setbacks.postpone(_ADVANCING, now + wait * self._random.uniform(0.8, 1.2))
+
+    def answered(self, answer: Permit | Denied | Veto, now: float) -> bool:
+        """Take the answer to a request. True when ZooKeeper must be looked at again: a permit shows in the next snapshot."""
+        if isinstance(answer, Veto):
+            self._setbacks.refused(_ASKING, f"vetoed by {answer.reason}", now, retry_after=answer.retry_after)
+            return False
+        if not isinstance(answer, Denied) or answer.code is Denial.CHANGED:
+            return True
+        ends_in = ASK_AGAIN if answer.until is None else until(answer.until, self._clock.time())
+        self._setbacks.refused(_ASKING, answer.reason, now, retry_after=min(ASK_AGAIN, max(ends_in, _SOON)))
+        return False
+
+    def alarm(self, snapshot: Snapshot, answer: object = None) -> Mapping[str, object] | None:
+        """What is to be said of permits that are held for too long; None when there is nothing new to say."""
+        if isinstance(answer, Denied) and answer.stuck:
+            return self._once(answer.stuck, {"hosts": answer.stuck, "reason": answer.reason})
+        permit, spec = snapshot.permit, snapshot.spec
+        if permit is None or spec is None or not permit.since:
+            return None
+        held = -until(permit.since, self._clock.time())
+        if held < spec.rollout.permit_alarm:
+            return None
+        return self._once((permit.host, permit.token), {"hosts": (permit.host,), "since": permit.since, "seconds": round(held)})
+
+    def _once(self, key: tuple[object, ...], detail: Mapping[str, object]) -> Mapping[str, object] | None:
+        if key == self._said:
+            return None
+        self._said = key
+        return detail

@@ -1,0 +1,204 @@
+"""The queue for permits: who is next in a zone, at a cost that does not grow with those who wait.
+
+A waiter is an ephemeral, sequential node. It watches the one node before it, by name: numbers below one parent are consecutive, so
+nobody lists the queue to join it. Whoever finds nobody before it is the head, and alone watches permits and rollout. The queue is
+only order and wake-up: what keeps the limits is the transaction of a grant, so that a lost, doubled or stuck waiter costs time
+and no more.
+
+The name of a node begins with its class: hosts that are down wait before those of the canary role, these before the rest by
+priority.
+
+Failure: a node whose creation was not answered may be there; it is looked for by the session that owns it before another is made.
+The death of a waiter takes its node with its session. A head that stands still all the same is passed after a while (`PATIENCE`).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from deployd_core.coordination import Waiter
+from deployd_core.errors import DeploydError, Unavailable
+from deployd_core.model import Role
+from deployd_core.zookeeper import layout
+from deployd_core.zookeeper.layout import ServicePaths
+from deployd_core.zookeeper.services import Problems, ensure_scaffold
+from deployd_core.zookeeper.session import DELETED, OutcomeUnknown, Refused, Session, Watch, WatchEvent
+
+PATIENCE = timedelta(seconds=50)
+"""How long one and the same waiter may stand in the way before it is passed."""
+_PRIORITIES = 4999
+
+
+def class_of(role: Role, *, down: bool, priority: int) -> str:
+    """What the names of a waiter's nodes begin with: the lower, the earlier its turn."""
+    if down:
+        return "0"
+    if role is Role.CANARY:
+        return "1"
+    return f"2{_PRIORITIES - max(-_PRIORITIES, min(_PRIORITIES, priority)):04d}"
+
+
+def read_queue(session: Session, service: str) -> dict[str, tuple[Waiter, ...]]:
+    """Who waits, by zone and in the order of their turns; a zone in which nobody does is left out."""
+    paths, problems = ServicePaths(service), Problems(session)
+    zones = session.children(paths.queue)
+    names = {zone: paths.zone_queue(zone) for zone in (zones.names if zones else ())}
+    listed = session.children_many(names.values())
+    found: dict[str, tuple[Waiter, ...]] = {}
+    for zone, parent in names.items():
+        listing = listed[parent]
+        nodes = session.get_many(f"{parent}/{name}" for name in (listing.names if listing else ()))
+        waiters = (problems.read(layout.decode_waiter, path, node, None) for path, node in nodes.items() if node is not None)
+        found[zone] = tuple(waiter for waiter in waiters if waiter is not None)
+    return {zone: waiters for zone, waiters in found.items() if waiters}
+
+
+class Place:
+    """One host's place in the queue of one service."""
+
+    def __init__(self, session: Session, service: str, wake: Watch) -> None:
+        """Have `wake` called when the waiter before us goes."""
+        self._session = session
+        self._service = service
+        self._paths = ServicePaths(service)
+        self._wake = wake
+        self._watch = self._fired  # one object, so that arming it twice is arming it once
+        self._zone = ""
+        self._class = ""
+        self._waiter: Waiter | None = None
+        self._owner = 0
+        self._before: str | None = None
+        self._before_since: datetime | None = None
+        self._armed: str | None = None
+        """The waiter that is watched; what it was when its watch fired may not hold."""
+        self._gone: str | None = None
+        """One that has gone, by the word of its watch."""
+        self._unsure = False
+        self.path: str | None = None
+        """Our node; None while we do not wait."""
+
+    def join(self, zone: str, rank: str, waiter: Waiter) -> None:
+        """Wait with this waiter. One that waits already keeps its place, unless what it waits for has changed.
+
+        Raises:
+            Unavailable: ZooKeeper does not answer; whether we wait is found out with the next call.
+        """
+        if self._owner != self._session.session_id:
+            self.path, self._unsure = None, False  # whatever there was went with its session
+        if self._unsure:
+            self._remove_all()
+        if self.path is not None and waiter != self._waiter:
+            self._changed(zone, rank, waiter)
+        elif self.path is not None and (zone, rank) != (self._zone, self._class):
+            self.leave()
+        if self.path is None:
+            self._zone, self._class, self._waiter = zone, rank, waiter
+            self._owner = self._session.session_id
+            self.path = self._create(layout.encode(waiter))
+            number = int(self.path[-10:])
+            self._stand_behind(f"{self.path[:-10]}{number - 1:010d}" if number else None)
+
+    def _changed(self, zone: str, rank: str, waiter: Waiter) -> None:
+        """Say anew what we wait for; for another rollout, or in another class, we wait from the end."""
+        before, self._waiter = self._waiter, waiter
+        if before is None or before.rollout != waiter.rollout or (zone, rank) != (self._zone, self._class) or self.path is None:
+            self.leave()
+            return
+        try:
+            self._session.set(self.path, layout.encode(waiter))
+        except Refused:
+            self.path = None  # it went with a grant
+
+    def leave(self) -> None:
+        """Wait no longer."""
+        path, self.path = self.path, None
+        if path is None or self._owner != self._session.session_id:
+            return
+        try:
+            self._session.delete(path)
+        except Refused:
+            pass  # it went with a grant
+        except Unavailable:
+            self._unsure = True
+            raise
+
+    def admitted(self) -> None:
+        """Our node went with the grant."""
+        self.path = None
+
+    def stands_behind(self, now: datetime) -> str | None:
+        """The waiter right before us, watched; None when there is none, or it has stood there for too long."""
+        if self._before is None:
+            return None
+        if self._before == self._gone or not self._look_before(self._before):
+            # Its turn came, nearly always. Should it have died in the middle of the queue, we are one head too many until we are
+            # about to admit somebody, and look at the whole queue.
+            self._before = None
+            return None
+        self._before_since = self._before_since or now
+        return self._before if now - self._before_since < PATIENCE else None
+
+    def behind_us(self) -> tuple[str, ...] | None:
+        """The nodes that wait behind ours, in their order; None when somebody is before us: we stand behind them now."""
+        parent = self._paths.zone_queue(self._zone)
+        listing = self._session.children(parent)
+        paths = [f"{parent}/{name}" for name in (listing.names if listing is not None else ())]
+        if self.path not in paths:
+            self.path = None
+            return ()
+        place = paths.index(self.path)
+        if place and paths[place - 1] != self._before:  # the one that we know, we have lost patience with
+            self._stand_behind(paths[place - 1])
+            return None
+        return tuple(paths[place + 1 :])
+
+    def _look_before(self, path: str) -> bool:
+        """Whether a waiter is there, and watched."""
+        if self._armed == path:
+            return True
+        self._armed = path  # before looking, so that a watch which fires at once is not forgotten
+        try:
+            return self._session.stat(path, self._watch) is not None
+        except DeploydError:
+            self._armed = None
+            raise
+
+    def _fired(self, event: WatchEvent) -> None:
+        if event.type == DELETED:
+            self._gone = event.path
+        self._armed = None
+        self._wake(event)
+
+    def _stand_behind(self, path: str | None) -> None:
+        self._before, self._before_since = path, None
+
+    def _create(self, data: bytes) -> str:
+        queue = self._paths.zone_queue(self._zone)
+        prefix = f"{queue}/{self._class}-"
+        try:
+            try:
+                return self._session.create_sequential(prefix, data)
+            except Refused:
+                # The first of its zone. Nearly always that is all that is missing, and a whole fleet may find out at once.
+                self._make(queue)
+                return self._session.create_sequential(prefix, data)
+        except OutcomeUnknown:
+            self._unsure = True
+            raise
+
+    def _make(self, queue: str) -> None:
+        try:
+            self._session.create_if_missing(queue)
+        except Refused:
+            ensure_scaffold(self._session, self._service)
+            self._session.create_if_missing(queue)
+
+    def _remove_all(self) -> None:
+        """Delete what this session may have left in the queue: a second node of ours would be waited for by others."""
+        parent = self._paths.zone_queue(self._zone)
+        listing = self._session.children(parent)
+        found = self._session.stat_many(f"{parent}/{name}" for name in (listing.names if listing else ()))
+        for path, stat in found.items():
+            if stat is not None and stat.owner == self._owner:
+                self._session.delete(path)
+        self.path, self._unsure = None, False

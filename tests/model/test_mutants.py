@@ -1,0 +1,201 @@
+"""Wrong variants of the protocol, each of which the model must catch: what it cannot tell from the protocol it proves nothing of.
+
+`pytest -s` shows the shortest counterexample of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from deployd_core import admission, advancing
+from deployd_core.admission import Granted, Request, admit
+from deployd_core.coordination import Denied, Enabled, Rollout, RolloutState
+from deployd_core.spec import OnBudget, RolloutTable
+from deployd_core.units import Share
+from fleet_model.search import Found, Search
+from fleet_model.world import CHECKED, Read, Rules, Violation
+
+ALL = "crash, rot, pause, freeze, retry, lost, release, supersede, by hand, fail, batch"
+Change = Callable[..., Any]
+
+
+def found(may: str = ALL, **changes: Any) -> Found:
+    """What the search finds under changed rules; printed."""
+    result = Search(Rules(may=frozenset(may.split(", ")), **changes)).run()
+    print(f"\n{result}")
+    return result
+
+
+def one_more(request: Request) -> Granted | Denied:
+    """Counts everybody who is out and one more, whether that one is out already or not."""
+    down = {f"{host} itself" if host == request.host else host: zone for host, zone in request.down.items()}
+    return admit(replace(request, down=down))
+
+
+PROTOCOL: dict[str, tuple[dict[str, Any], Violation, list[str]]] = {
+    "a permit dies with its agent": (
+        {"ephemeral": True},
+        Violation.PERMIT_VANISHED,
+        ["h0 reads", "h0 is granted a permit", "h0 agent crashes"],
+    ),
+    "a permit expires": (
+        {"expires": True},
+        Violation.PERMIT_VANISHED,
+        ["h0 reads", "h0 is granted a permit", "h0 agent crashes", "h0 permit expires"],
+    ),
+    "the rollout is looked at, but not checked by the transaction": (
+        {"checks": CHECKED & ~Read.ROLLOUT},
+        Violation.GRANTED_WHILE_STOPPED,
+        ["h0 reads", "pause", "h0 is granted a permit"],
+    ),
+    "the freeze is looked at, but not checked": (
+        {"checks": CHECKED & ~Read.FREEZE},
+        Violation.GRANTED_WHILE_STOPPED,
+        ["h0 reads", "freeze", "h0 is granted a permit"],
+    ),
+    "what is enabled is looked at, but not checked": (
+        {"checks": CHECKED & ~Read.ENABLED},
+        Violation.GRANTED_FOR_OLDER,
+        ["h0 reads", "a newer build is written by hand", "h0 is granted a permit"],
+    ),
+    "the version of the permits is not checked": (
+        {"checks": CHECKED & ~Read.PERMITS},
+        Violation.TOO_MANY_PERMITS,
+        ["h0 reads", "h1 reads", "h0 is granted a permit", "h1 is granted a permit"],
+    ),
+    "each rollout counts its own permits": (
+        {"counts_older": False},
+        Violation.TOO_MANY_PERMITS,
+        ["h0 reads", "h0 is granted a permit", "a newer build is enabled", "h1 reads", "h1 is granted a permit"],
+    ),
+    "a permit is given back before the host is healthy": (
+        {"releases_early": True},
+        Violation.PERMIT_VANISHED,
+        ["h0 reads", "h0 is granted a permit", "h0 restarts", "h0 gives its permit back, healthy"],
+    ),
+    "who is admitted with the head of the queue is not counted with it": (
+        {"batch_counts_all": False},
+        Violation.TOO_MANY_PERMITS,
+        ["h0 reads", "h0 and h1 are granted permits at once"],
+    ),
+    "the halt is a write of its own, after the failure": (
+        {"halts_at_once": False},
+        Violation.TOO_MANY_FAILED,
+        [],
+    ),
+    "resuming opens a rollout that is halted": (
+        {"resumes_halted": True},
+        Violation.TOO_MANY_FAILED,
+        [],
+    ),
+}
+"""What differs around the decisions."""
+
+
+@pytest.mark.parametrize("name", PROTOCOL)
+def test_a_wrong_protocol_is_caught(name: str) -> None:
+    """A variant of the transactions around the real decisions breaks a promise."""
+    changes, violation, trace = PROTOCOL[name]
+
+    caught = found(**changes)
+
+    assert violation is caught.violation
+    assert not trace or trace == caught.trace
+
+
+def test_a_broken_host_that_cannot_take_the_fix_is_stuck_for_ever() -> None:
+    """Waiting for a broken host to get healthy before it may have a newer build leaves no way out."""
+    caught = found("retry, supersede, fail", retargets=False)
+
+    assert Violation.STUCK is caught.violation
+    assert ["h0 reads", "h0 is granted a permit", "h0 restarts", "h0 fails, and halts the rollout", "h0 is broken"] == caught.trace
+
+
+def test_counting_one_more_than_who_is_out_is_stuck_after_one_event() -> None:
+    """A host that is down could never be repaired."""
+    caught = found("rot, retry, supersede, fail", decide=one_more)
+
+    assert (Violation.STUCK, ["h0 service dies"]) == (caught.violation, caught.trace)
+
+
+def no_rule(_request: Request) -> Denied | None:
+    """A rule that never says no."""
+    return None
+
+
+def not_for_who_is_down(rule: Callable[[Request], Denied | None]) -> Callable[[Request], Denied | None]:
+    """A rule that does not hold up a host that is down."""
+    return lambda request: None if request.host in request.down else rule(request)
+
+
+def only_for_a_pause(rule: Callable[[Request], Denied | None]) -> Callable[[Request], Denied | None]:
+    """A rule that knows nothing of a halt."""
+    return lambda request: None if request.rollout.state is RolloutState.HALTED else rule(request)
+
+
+DECISIONS: dict[str, tuple[str, Change, dict[str, Any], Violation]] = {
+    "the limit is not counted": ("_full", no_rule, {}, Violation.TOO_MANY_PERMITS),
+    "hosts that are down do not count": ("_too_few", no_rule, {}, Violation.TOO_FEW_LEFT),
+    "what is to be kept does not count": (
+        "_too_few",
+        no_rule,
+        {"limit": 2, "policy": RolloutTable(min_available=Share(2))},
+        Violation.TOO_FEW_LEFT,
+    ),
+    "a host that is down is repaired beyond the limit": (
+        "_full",
+        not_for_who_is_down(admission._full),
+        {},
+        Violation.TOO_MANY_PERMITS,
+    ),
+    "a zone does not count": (
+        "_zone_full",
+        no_rule,
+        {"hosts": 4, "zones": 2, "limit": 2, "per_zone": 1},
+        Violation.TOO_MANY_PERMITS,
+    ),
+    "a halt stops nobody": ("_stopped", only_for_a_pause(admission._stopped), {}, Violation.GRANTED_WHILE_STOPPED),
+    "a freeze stops nobody": ("_frozen", no_rule, {}, Violation.GRANTED_WHILE_STOPPED),
+    "who failed tries again": ("_failed", no_rule, {"policy": RolloutTable(budget=Share(1))}, Violation.FAILED_AGAIN),
+}
+"""What differs in `deployd_core.admission` itself: the rule, what stands in for it, the scope."""
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_a_wrong_admission_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rule of the real admission is needed: without it, or with a hole in it, a promise is broken."""
+    rule, stand_in, changes, violation = DECISIONS[name]
+    monkeypatch.setattr(admission, rule, stand_in)
+
+    caught = found(**changes)
+
+    assert violation is caught.violation
+
+
+def test_a_budget_of_one_too_many_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rollout must halt with the first failure beyond the budget, not with the second."""
+    real = admission.over_budget
+
+    def late(rollout: Rollout, rollout_id: str, budget: Share, hosts: int) -> str:
+        return real(rollout, rollout_id, Share(budget.part_of(hosts) + 1), hosts)
+
+    monkeypatch.setattr(advancing, "over_budget", late)
+
+    assert Violation.TOO_MANY_FAILED is found().violation
+
+
+def test_going_back_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollout that began by itself must not begin another, whatever was completed."""
+
+    def always(rollout: Rollout, *_: object) -> Enabled | None:
+        return rollout.completed
+
+    monkeypatch.setattr(advancing, "_goes_back_to", always)
+
+    caught = found("goes back, retry, supersede, fail", policy=RolloutTable(on_budget=OnBudget.ROLLBACK))
+
+    assert Violation.WENT_BACK_TWICE is caught.violation
