@@ -174,6 +174,14 @@ class Rollouts(RuleBasedStateMachine):
             self.mend(host)
             self.roll(host, ends)
 
+    @rule(order=st.permutations(sorted(HOSTS)))
+    def bad_build(self, order: list[str]) -> None:
+        """One build is completed, and the next one fails everywhere."""
+        self.go_on(retry=True)
+        self.roll_all(order, "well")
+        self.enable(Role.FLEET)
+        self.roll_all(order, "reverted")
+
     @rule(order=st.permutations(sorted(HOSTS)), restarts=st.booleans())
     def ask_all(self, order: list[str], restarts: bool) -> None:
         """Every host asks, and begins if it may."""
