@@ -23,7 +23,7 @@ Common commands:
   status      Show which build every host serves, and what it is doing.
   why         Say why hosts wait or have failed, and what to type next.
   services    Write, list and delete the specs of services.
-  strategies  List, describe, preview and simulate restart strategies.
+  strategies  List, describe, preview, check and simulate strategies.
   demo        Roll a small fleet on this machine from one build to the next.
 
 All commands: deployd --help. One of them: deployd COMMAND --help.
@@ -32,7 +32,7 @@ All commands: deployd --help. One of them: deployd COMMAND --help.
 GROUP = """\
 Usage: deployd strategies [OPTIONS] COMMAND [ARGS]...
 
-  List, describe, preview and simulate restart strategies.
+  List, describe, preview, check and simulate strategies.
 
 Examples:
   deployd strategies list
