@@ -229,9 +229,15 @@ class SemaphoreHost:
 
 
 def status_of(snapshot: Snapshot) -> HostStatus:
-    membership = snapshot.membership
-    since = datetime.now(UTC).isoformat()
-    return HostStatus(host=snapshot.host, zone=membership.zone, role=membership.role, wanted="v1", step="waiting", since=since)
+    return HostStatus(
+        host=snapshot.host,
+        zone=snapshot.membership.zone,
+        role=snapshot.membership.role,
+        wanted="v1",
+        step="waiting",
+        since=datetime.now(UTC).isoformat(),
+        rollout=snapshot.rollout_id,
+    )
 
 
 def work(kind: str, address: str, chroot: str, numbers: list[int]) -> None:
