@@ -51,7 +51,7 @@ COMMANDS: dict[str, Entry] = {
         "deployd_core.cli.hosts", "List the hosts of a service, choose its canaries, and decide about lost ones.", "Set up"
     ),
     "builds": Entry("deployd_core.cli.builds", "Make builds.", "Set up"),
-    "strategies": Entry("deployd_core.cli.strategies", "List, describe and preview restart strategies.", "Plugins"),
+    "strategies": Entry("deployd_core.cli.strategies", "List, describe, preview, check and simulate strategies.", "Plugins"),
     "plugins": Entry("deployd_core.cli.plugins", "List, describe, check and begin plugins of every kind.", "Plugins"),
     "doctor": Entry("deployd_core.cli.doctor", "Check this host, and say what to do about what is wrong.", "Run"),
     "drains": Entry("deployd_core.cli.drains", "List and open what is closed on this host, and rehearse a drain.", "Run"),

@@ -181,6 +181,8 @@ class _Service:
             self._last = self._read()
             # As it was before: what somebody else reads meanwhile, when he asks for a permit, is looked at once more.
             self._readings = readings
+        if self._last.permit is not None:
+            self.desk.place.admitted()  # be it by another host
         return replace(self._last, queued=self.desk.place.path is not None)
 
     def take(self, snapshot: Snapshot, limit: FleetLimit, priority: int, now: datetime) -> Permit | Denied:

@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from deployd_core.admission import Granted, Request, admit, unpromoted
+from deployd_core.clock import rfc3339
 from deployd_core.coordination import Denial, Denied, HostStatus, Permit, Rollout, Snapshot, Waiter
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import RolloutTable
@@ -337,7 +338,7 @@ def _permit(asking: Asking, waiter: Waiter) -> Permit:
         host=waiter.host,
         zone=asking.snapshot.membership.zone,
         rollout=waiter.rollout,
-        since=asking.now.isoformat(timespec="milliseconds"),
+        since=rfc3339(asking.now.timestamp()),
         nonce=waiter.nonce,
     )
 

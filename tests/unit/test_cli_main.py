@@ -23,7 +23,7 @@ Common commands:
   status      Show which build every host serves, and what it is doing.
   why         Say why hosts wait or have failed, and what to type next.
   services    Write, list and delete the specs of services.
-  strategies  List, describe and preview restart strategies.
+  strategies  List, describe, preview, check and simulate strategies.
   demo        Roll a small fleet on this machine from one build to the next.
 
 All commands: deployd --help. One of them: deployd COMMAND --help.
@@ -32,21 +32,23 @@ All commands: deployd --help. One of them: deployd COMMAND --help.
 GROUP = """\
 Usage: deployd strategies [OPTIONS] COMMAND [ARGS]...
 
-  List, describe and preview restart strategies.
+  List, describe, preview, check and simulate strategies.
 
 Examples:
   deployd strategies list
   deployd strategies show concurrency
   deployd strategies plan web
+  deployd strategies simulate concurrency
 
 Options:
   -h, --help  Show this message and exit.
 
 Commands:
-  check  Try a strategy on hundreds of modelled hosts before a real one.
-  list   List the strategies that a spec can name.
-  plan   Say what the agent would do on this host now, move by move.
-  show   Describe a strategy and its options.
+  check     Try a strategy on hundreds of modelled hosts before a real one.
+  list      List the strategies that a spec can name.
+  plan      Say what the agent would do on this host now, move by move.
+  show      Describe a strategy and its options.
+  simulate  Run a strategy over a virtual fleet, in virtual time.
 """
 
 
