@@ -335,8 +335,8 @@ def _learn(host: VirtualHost, task: Task, value: Any, error: DeploydError | None
         else:
             host.setbacks.succeeded(act.key)
             _learn_success(host, task, value)
-    if error is not None or not isinstance(act, Restart | TakePermit | Advance):
-        host.stir()  # after a restart the look that follows says more; the others stir it when there is something to do
+    if error is not None or not isinstance(act, InstanceAct | TakePermit | Advance):
+        host.stir()  # of an instance the look that follows says more; the others stir it when there is something to do
 
 
 def _learn_success(host: VirtualHost, task: Task, value: Any) -> None:
@@ -346,6 +346,8 @@ def _learn_success(host: VirtualHost, task: Task, value: Any) -> None:
             host.turn.finished()
         case Advance():
             host.turn.looked(value, host.world.clock.now)
+            if not host.idle("advance"):
+                host.stir()
         case TakePermit() as act:
             host.answered(value, task.started, act)
         case RecordFailure() | LeaveQueue():
@@ -360,6 +362,8 @@ def _learn_of_instance(host: VirtualHost, act: InstanceAct, value: Any, error: D
     elif error is None:
         match act:
             case CloseGate():
+                if watch.facts(host.world.clock.time(), host.owner).gate_closed:
+                    host.stir()  # its lease was moved, which no look shows
                 watch.gate_closed(now, value)
             case OpenGate():
                 watch.gate_opened(now)

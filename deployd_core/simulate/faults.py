@@ -39,6 +39,7 @@ class FaultKind(Enum):
     NEW_SPEC = "new-spec"
     PAUSE = "pause"
     JOIN = "join"
+    LEAVE = "leave"
 
     @property
     def meaning(self) -> str:
@@ -74,6 +75,7 @@ _MEANINGS = {
     FaultKind.NEW_SPEC: "the spec is written anew with another timeout",
     FaultKind.PAUSE: "somebody pauses the rollout, and goes on ten minutes later",
     FaultKind.JOIN: "a host joins the service, still with the old build",
+    FaultKind.LEAVE: "a host goes down for good, and somebody takes its permit away and excuses it",
 }
 _LASTING = frozenset(
     {

@@ -75,6 +75,8 @@ class VirtualHost:
         """It was denied a permit, and waits to be woken."""
         self.asked_again = False
         """It has asked again without having been woken."""
+        self.denial: Denial | None = None
+        """Why it has no permit."""
         self.permitted = False
         """It has had a permit."""
         self.acts = 0
@@ -144,6 +146,8 @@ class VirtualHost:
         self._news = True
         """Something has happened since it last planned."""
         self._due = NEVER
+        """When it is to plan, if nothing happens before."""
+        self._timer = NEVER
 
     # Observe.
 
@@ -177,15 +181,23 @@ class VirtualHost:
             self.world.agenda.after(0.0, self._round, self.life)
 
     def stir_at(self, when: float) -> None:
-        """Have it plan at a moment at the latest."""
-        now = self.world.clock.now
-        if when < NEVER and (when < self._due or self._due <= now):
-            self._due = when
-            self.world.agenda.at(when, self._stirred, self.life)
+        """Have it plan at a moment, unless it has planned before and found another one."""
+        self._due = when
+        if when < self._timer or self._timer <= self.world.clock.now:
+            self._set_timer(when)
 
-    def _stirred(self, life: int) -> None:
-        if life == self.life:
+    def _set_timer(self, when: float) -> None:
+        self._timer = when
+        if when < NEVER:
+            self.world.agenda.at(when, self._rings, when, self.life)
+
+    def _rings(self, when: float, life: int) -> None:
+        if life != self.life or when != self._timer:
+            return
+        if when >= self._due:
             self.stir()
+        else:
+            self._set_timer(self._due)
 
     @property
     def gated(self) -> bool:
@@ -306,6 +318,7 @@ class VirtualHost:
     def answered(self, answer: Permit | Denied, started: float, act: TakePermit) -> None:
         """Coordination has answered the question for a permit."""
         changed = self.turn.answered(answer, self.world.clock.now) or self.woken_at >= started
+        self.denial = answer.code if isinstance(answer, Denied) else None
         if isinstance(answer, Permit):
             self.world.judge.granted(self, answer, act)
             self.asked_again = False
@@ -355,7 +368,7 @@ class VirtualHost:
         """Come back when something is due that no event will tell of."""
         due = [decision.deadline] if decision.deadline is not None and decision.deadline > now else []
         for key, setback in self.setbacks.by_key.items():
-            if now < setback.retry_at < NEVER and not self._idle(key):
+            if now < setback.retry_at < NEVER and not self.idle(key):
                 due.append(setback.retry_at)
         drain = self.setup.drain if self.setup is not None else None
         for number, view in enumerate(decision.instances):
@@ -366,13 +379,12 @@ class VirtualHost:
                 due.append(now + max(0.01, facts.lease_left - drain.lease / 2 + 0.01))
                 if view.phase is Phase.DRAINING and facts.quiet >= 3:
                     due.append(now + drain.settle)
-            moving = view.phase.in_cycle or drain is not None
+            moving = view.phase.in_cycle or looks.awaits_clients(self, facts, now)
             if moving and (self.looks[number] <= now or self.looks[number] == NEVER):
                 looks.plan_look(self, number, facts)
-        if due:
-            self.stir_at(min(due))
+        self.stir_at(min(due, default=NEVER))
 
-    def _idle(self, key: str) -> bool:
+    def idle(self, key: str) -> bool:
         """Whether a question, asked every minute, hears the same until this host is woken or is the last to finish."""
         if key == "advance":
             policy = (self.setup or self.world.setup).spec.rollout

@@ -99,6 +99,8 @@ class Injector:
                 world.go_down(host, for_good=False)
             case FaultKind.DEAD:
                 world.go_down(host, for_good=True)
+            case FaultKind.LEAVE:
+                world.leave(host)
 
     def _pause(self) -> None:
         world = self._world

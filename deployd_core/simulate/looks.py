@@ -61,7 +61,7 @@ def _essence(host: VirtualHost, facts: InstanceFacts) -> tuple[object, ...]:
     healthy = facts.streak >= probe.healthy_after
     since, until = facts.healthy_since, facts.healthy_until
     steady = healthy and since is not None and until is not None and until - since >= probe.stable_for
-    counted = (facts.connections is None, facts.connections.busy) if facts.connections and facts.gate_closed else None
+    counted = facts.connections is not None and facts.gate_closed
     lost = (facts.gate_closed, facts.gate_ours, facts.gate_lost)
     return (
         facts.looked,
@@ -74,7 +74,17 @@ def _essence(host: VirtualHost, facts: InstanceFacts) -> tuple[object, ...]:
         facts.quiet >= 3,
         counted,
         facts.traffic_back,
+        facts.warm,
     )
+
+
+def awaits_clients(host: VirtualHost, facts: InstanceFacts, now: float) -> bool:
+    """Whether the clients of an instance are waited for, so that they have to be counted."""
+    drain = (host.setup or host.world.setup).drain
+    if drain is None or facts.gate_closed or facts.opened_at is None or facts.traffic_back:
+        return False
+    held = host.snapshot is not None and host.snapshot.permit is not None
+    return held and now - facts.opened_at < drain.traffic_timeout
 
 
 def plan_look(host: VirtualHost, number: int, facts: InstanceFacts) -> None:
@@ -92,7 +102,7 @@ def plan_look(host: VirtualHost, number: int, facts: InstanceFacts) -> None:
         due = min(due, steady_at - now + 1e-6 if facts.healthy_until < steady_at else NEVER)
     if instance.closed is not None and facts.quiet < 3 and now >= instance.drained_at:
         due = min(due, _COUNTING)
-    if host.gated and held and not facts.gate_closed and facts.opened_at is not None and not facts.traffic_back:
+    if awaits_clients(host, facts, now):
         due = min(due, max(_TRAFFIC, instance.back_at - now))
     if due < NEVER:
         look_soon(host, number, due + (host.world.look_seconds(host) if due else 0.0))

@@ -7,7 +7,7 @@ from enum import Enum
 
 from msgspec import Struct
 
-from deployd_core.coordination import RolloutState
+from deployd_core.coordination import Denial, RolloutState
 from deployd_core.planner import HostStep
 from deployd_core.plugins import Plugins
 from deployd_core.simulate.host import VirtualHost
@@ -18,6 +18,7 @@ from deployd_core.simulate.world import World
 
 _FOR_A_PERSON = (HostStep.FAILED, HostStep.REVERTED, HostStep.BROKEN, HostStep.BLOCKED, HostStep.DEGRADED)
 """Steps of which a host gets no further by itself."""
+_STOPS = (Denial.PROMOTION, Denial.WINDOW, Denial.FROZEN)
 _SHOWN = 3
 
 
@@ -27,7 +28,7 @@ class Outcome(Enum):
     CONVERGED = "converged"
     HALTED = "halted"
     HELD = "held"  # somebody has paused or frozen it
-    WAITING = "waiting"  # for a person: a host is dead, failed or blocked
+    WAITING = "waiting"  # for a person: a host is dead, failed or blocked, or nobody has promoted the build; or for a window
     STUCK = "stuck"  # and nobody could say why: a mistake of the strategy's or of ours
 
 
@@ -156,7 +157,7 @@ def _outcome(world: World) -> tuple[Outcome, str, dict[str, str]]:
     if not undone:
         return Outcome.CONVERGED, "", {}
     rollout = world.ensemble.rollout(world.service)
-    persons = [host for host in undone if not host.alive or host.step in _FOR_A_PERSON]
+    persons = [host for host in undone if not host.alive or host.step in _FOR_A_PERSON or _is_held(host)]
     moving = [host for host in undone if host not in persons and not host.asleep]
     if moving or not (persons or rollout.state is not RolloutState.OPEN):
         stuck = {host.name: _words(host) for host in moving or undone}
@@ -166,6 +167,11 @@ def _outcome(world: World) -> tuple[Outcome, str, dict[str, str]]:
     if rollout.state is not RolloutState.OPEN:
         return Outcome.HELD, f"{rollout.state.value} by {rollout.by}: {rollout.why}", {}
     return Outcome.WAITING, _some({host.name: _words(host) for host in persons}), {}
+
+
+def _is_held(host: VirtualHost) -> bool:
+    """Whether it waits for a promotion, for a window, or for the end of a freeze."""
+    return host.step is HostStep.WAITING and host.denial in _STOPS
 
 
 def _words(host: VirtualHost) -> str:

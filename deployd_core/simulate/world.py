@@ -134,6 +134,15 @@ class World:
         if not for_good:
             self.agenda.after(self.draw(self.scenario.behaviour.reboot), self._come_up, host)
 
+    def leave(self, host: VirtualHost) -> None:
+        """A host goes down for good, and nobody waits for it any more."""
+        self.go_down(host, for_good=True)
+        self.say(host, "is taken out")
+        self.ensemble.remove_permit(self.service, host.name)
+        self.ensemble.excuse(self.service, host.name, by="simulation", why="to see what happens")
+        self.hosts.remove(host)
+        self.record.enter(host.zone, -len(host.instances), 0)
+
     def expire(self, host: VirtualHost) -> None:
         """The session of an agent expires."""
         self.say(host, "its session expires")

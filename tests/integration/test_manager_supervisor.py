@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +93,8 @@ def test_a_process_that_lost_the_signal_to_stop_gets_it_again(
     """A child that has yet to become the program is deaf: it is told once more, and no restart waits for stopwaitsecs."""
     manager(supervisord).start(service.call("deaf"))
     first = manager(supervisord).state(service.call("deaf")).pid
+    while not int(re.findall(r"SigIgn:\s(\w+)", Path(f"/proc/{first}/status").read_text())[0], 16) & 1 << signal.SIGTERM - 1:
+        time.sleep(0.001)
 
     manager(supervisord).restart(service.call("deaf", timeout=10.0))
 

@@ -69,7 +69,14 @@ class Fleet:
             coordination = self.ensemble.coordination(setup.name, lambda _, host=setup.name: self._engines[host].wake())
             coordination.join("web", setup.zone)
             coordination.snapshot("web")
-            identity = Identity(host=setup.name, zone=setup.zone, address="127.0.0.1", owner=f"{setup.name}/1/1.00", version="1")
+            identity = Identity(
+                host=setup.name,
+                zone=setup.zone,
+                address="127.0.0.1",
+                owner=f"{setup.name}/1/1.00",
+                version="1",
+                state_directory=directory,
+            )
             self._engines[setup.name] = Engine(
                 "web",
                 identity,

@@ -1,10 +1,10 @@
 """The simulator finds mistakes that are planted in copies of the code, and the command that it prints runs into them again."""
 
-import importlib.util
 import re
 import shlex
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -64,7 +64,7 @@ def deployd_strategies():
 
 def mutant(module, before, after):
     """A copy of a module with one line of it wrong."""
-    text = importlib.util.find_spec(module.__name__).loader.get_source(module.__name__)
+    text = Path(module.__file__).read_text(encoding="utf-8")
     assert 1 == text.count(before), f"{before!r} is no longer in {module.__name__}: plant it anew"
     copy = types.ModuleType(f"{module.__name__}_mutant")
     sys.modules[copy.__name__] = copy  # msgspec looks its annotations up there

@@ -7,12 +7,15 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from deployd_core.plugins import Plugins
+from deployd_core.model import Role
+from deployd_core.plugins import Plugins, convert
 from deployd_core.simulate.faults import Fault, FaultKind, parse_faults
 from deployd_core.simulate.runner import Outcome, Summary, percentile, simulate, simulate_seeds
 from deployd_core.simulate.scenario import Scenario, roster, spec_for
 from deployd_core.simulate.world import World
+from deployd_core.spec import RolloutTable
 from deployd_core.units import Share
 
 PLUGINS = Plugins.load()
@@ -159,6 +162,34 @@ def test_a_dead_host_keeps_its_permit_and_is_named():
 
     assert Outcome.WAITING is result.outcome
     assert "is down for good" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("table", "outcome", "reason"),
+    [
+        ({"promotion": "manual"}, Outcome.WAITING, "v2 is for the canary hosts until it is promoted"),
+        ({"promotion": "auto", "bake": "5m"}, Outcome.CONVERGED, ""),
+    ],
+)
+def test_canaries_go_first(table, outcome, reason):
+    """The fleet waits until somebody promotes what the canary serves, or until it has baked and is promoted by itself."""
+    made = scenario(hosts=4)
+    rollout = convert({"canary_first": True, **table}, RolloutTable, where="test")
+    hosts = (replace(made.hosts[0], role=Role.CANARY), *made.hosts[1:])
+    result, _ = simulate(replace(made, spec=replace(made.spec, rollout=rollout), hosts=hosts), PLUGINS, 1)
+
+    assert (outcome, "host-1", ()) == (result.outcome, result.order[0], result.broken)
+    assert reason in result.reason
+    assert (result.seconds > 300) == (outcome is Outcome.CONVERGED)
+
+
+def test_a_window_is_waited_for():
+    """On the Thursday of the beginning nothing starts that may only start on Mondays, and that is no mistake."""
+    made = scenario(hosts=4)
+    rollout = convert({"windows": {"allow": ["Mon 09:00-16:00"]}}, RolloutTable, where="test")
+    result, _ = simulate(replace(made, spec=replace(made.spec, rollout=rollout)), PLUGINS, 1)
+
+    assert (Outcome.WAITING, 0, ()) == (result.outcome, result.most_permits, result.broken)
 
 
 CODE = """
