@@ -1,10 +1,10 @@
-"""What permits cost: many light hosts, each with a session of its own, that ask, restart for 50 ms and release, at most ten at a time.
+"""What permits cost: many light hosts, each with a session of its own, that ask, restart for 50 ms and release, ten at a time.
 
     python bench/permits.py [ROUNDS]
 
 Beside it kazoo's `Semaphore` recipe: the same work, in the same processes, on the same server. Medians of interleaved rounds; the
 hosts are spread over several processes, since threads of one would measure Python. Targets for 200 hosts: in all at most 1.2 times
-hosts / limit × 50 ms and no slower than the recipe; at most 6 writes and 12 requests a host, by the server's own counters; from a
+50 ms for each ten of them, and no slower than the recipe; at most 6 writes and 12 requests a host, as the server counts; from a
 release to the next host's start 15 ms (median). Watch events a grant must not grow with the fleet, shown at 50, 200 and 800 hosts.
 Then a holder is killed: the recipe gives its lease away while the host is half restarted, a permit stays. Exits 1 past a target.
 """

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from deployd_core.admission import Request, admit
 from deployd_core.coordination import Denial, Denied, Waiter
-from deployd_core.model import FleetLimit, Role
+from deployd_core.model import FleetLimit, Health, Role
 from deployd_core.noticing import (
     BY_ITSELF,
     Blocker,
@@ -28,6 +28,21 @@ from deployd_core.noticing import (
 from deployd_core.picture import HostState, reason_of, state_of, step_of
 from deployd_core.planner import HostStep
 from deployd_core.zookeeper.status import FleetStatus, HostEntry
+
+
+class Probed(Struct, frozen=True, kw_only=True):
+    """The last word on an instance that is not healthy."""
+
+    instance: str
+    phase: str
+    health: str
+    reason: str
+    """In one line."""
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return f"{self.instance} {self.phase}, {self.health}: {self.reason}"
 
 
 class Explanation(Struct, frozen=True, kw_only=True):
@@ -52,8 +67,10 @@ class Explanation(Struct, frozen=True, kw_only=True):
     """How many stand in that queue."""
     permit_since: str | None = None
     last_error: str = ""
-    probes: tuple[str, ...] = ()
-    """What is wrong with its instances, each in one line."""
+    probes: tuple[Probed, ...] = ()
+    """What is wrong with its instances."""
+    waits: bool = False
+    """It is ready to begin, and waits for a permit."""
     next: str
     """What to type, or to do."""
 
@@ -113,7 +130,11 @@ class _Desk:
         reason = denied.reason if waits and denied is not None else reason_of(entry)
         if waits and denied is None and self._limit_of(entry, waiters) is None:
             reason = f"{reason}; the limit of its strategy is not known here" if reason else "its limit is not known here"
-        blockers = tuple(blocker_of(self._fleet, name, denied.code) for name in denied.blockers) if denied is not None else ()
+        if entry.excused is not None:
+            reason = f"{reason}; excused by {entry.excused.by or 'somebody'}: {entry.excused.why}".removeprefix("; ")
+        blockers = (
+            tuple(blocker_of(self._fleet, name, denied.code) for name in denied.blockers) if waits and denied is not None else ()
+        )
         deadline = status.deadline if status is not None else None
         error = " ".join(status.last_error.split()) if status is not None else ""
         return Explanation(
@@ -131,6 +152,7 @@ class _Desk:
             permit_since=entry.permit.since if entry.permit is not None else None,
             last_error="" if error == reason else error,
             probes=_probes(entry),
+            waits=waits,
             next=self._next_of_waiter(denied, blockers) if waits else self._next(entry, state),
         )
 
@@ -202,10 +224,10 @@ class _Desk:
         return "" if state in (HostState.CONVERGED, HostState.IDLE) else BY_ITSELF
 
 
-def _probes(entry: HostEntry) -> tuple[str, ...]:
+def _probes(entry: HostEntry) -> tuple[Probed, ...]:
     instances = entry.status.instances if entry.status is not None else ()
     return tuple(
-        f"{instance.name} {instance.phase}, {instance.health}: {' '.join(instance.reason.split())}"
+        Probed(instance=instance.name, phase=instance.phase, health=instance.health, reason=" ".join(instance.reason.split()))
         for instance in instances
-        if instance.reason
+        if instance.reason and instance.health != Health.HEALTHY.value
     )

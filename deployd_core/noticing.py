@@ -168,7 +168,7 @@ def promotion_notices(fleet: FleetStatus, now: datetime) -> Iterator[Notice]:
     """What a build waits for before the fleet may have it."""
     record = fleet.record
     service, build, policy = record.service, unpromoted(record), policy_of(record)
-    if build is None:
+    if build is None or record.rollout.state is RolloutState.HALTED:
         return
     code = Denial.PROMOTION.value
     bake = bake_of(build.build, standings(fleet))

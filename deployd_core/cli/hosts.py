@@ -129,7 +129,7 @@ def set_role(settings: Settings, *, service: str, host: str, role: str) -> int:
 @zookeeper_options
 @pass_settings
 def excuse(settings: Settings, *, service: str, host: str, why: str, by: str | None) -> int:
-    """Stop counting a host as down, and waiting for it, until its agent comes back.
+    """Stop counting a host as down, and waiting for it, until its agent comes back or it serves again.
 
     A permit that it holds stays: `deployd hosts lost` takes that away, too.
     """
@@ -138,7 +138,7 @@ def excuse(settings: Settings, *, service: str, host: str, why: str, by: str | N
     news, entry = _decide(
         settings, service, host, lambda session: rollouts.excuse(session, service, host, by=by or person(), why=why)
     )
-    click.echo(f"excused {host} from {service} until its agent comes back" if news else f"{host} is excused from {service} already")
+    click.echo(f"excused {host} from {service} until it is back" if news else f"{host} is excused from {service} already")
     if entry is not None and entry.permit is not None:
         message(f"it keeps its permit; to take that away: deployd hosts lost {service} {host} --why TEXT")
     return Exit.DONE

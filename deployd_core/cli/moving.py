@@ -92,7 +92,7 @@ def _ask_plugins(settings: Settings, record: ServiceRecord) -> None:
 def rollback(settings: Settings, *, service: str, to: str | None, wait: bool, timeout: Duration, why: str, by: str | None) -> int:
     """Go back to the build that was completed last.
 
-    Under the same limits, hosts that failed first. It needs no promotion and waits for no window; a failure in it only halts it.
+    Under the same limits, hosts that are down first. It needs no promotion and waits for no window; a failure in it only halts it.
     Canary hosts with a build of their own stay on that.
     """
     from deployd_core import rollouts

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+import textwrap
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import click
 
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Command, did_you_mean
-from deployd_core.cli.output import print_json
+from deployd_core.cli.output import is_terminal, print_json
 from deployd_core.cli.settings import Settings, json_option, pass_settings, zookeeper_options
 from deployd_core.errors import DeploydError, NotFound
 
@@ -60,7 +62,7 @@ def command(settings: Settings, *, service: str, host: str | None, as_json: bool
         body = {"service": service, "stopped": stopped(fleet.record), "problem": fleet.problem, "notices": told, "hosts": hosts}
         print_json("deployd.why/1", body)
     else:
-        click.echo("\n".join(_lines(fleet, told, found, now)))
+        click.echo("\n".join(_wrapped(_lines(fleet, told, found, now))))
     return Exit.DONE
 
 
@@ -103,7 +105,7 @@ def _as_object(one: Explanation) -> dict[str, object]:
 def _lines(fleet: FleetStatus, told: Sequence[Notice], found: Sequence[Explanation], now: datetime) -> Iterator[str]:
     record = fleet.record
     for notice in told:
-        yield from _notice_lines(notice, now)
+        yield from _notice_lines(record.service, notice, now)
     if fleet.problem:
         yield f"ZooKeeper holds what cannot be read: {fleet.problem}"
     if record.enabled is None and record.canary is None:
@@ -112,69 +114,76 @@ def _lines(fleet: FleetStatus, told: Sequence[Notice], found: Sequence[Explanati
         yield f"{record.service} has no host: one registers itself when its agent starts."
     elif not found:
         yield f"All {len(fleet.hosts)} hosts of {record.service} serve what they should."
+    explained = {notice.code for notice in told}
     for alike in _grouped(found):
-        yield from _host_lines(alike, now)
+        yield from _host_lines(alike, now, explained)
 
 
 def _grouped(found: Sequence[Explanation]) -> Iterator[list[Explanation]]:
     """Hosts that wait for the same thing are told together; each of the others for itself."""
     groups: dict[tuple[object, ...], list[Explanation]] = {}
     for one in found:
-        waits = one.permit_since is None and not one.last_error and not one.probes
-        key = (one.step, one.wanted, one.code, one.reason, one.until, one.next) if waits else (one.host,)
+        same = (one.step, one.wanted, one.code, one.reason, one.until, one.next, one.last_error, one.probes)
+        key = same if one.permit_since is None else (one.host,)
         groups.setdefault(key, []).append(one)
     for alike in groups.values():
         yield sorted(alike, key=lambda one: (one.place is None, one.zone if one.place else "", one.place or 0))
 
 
-def _notice_lines(notice: Notice, now: datetime) -> Iterator[str]:
-    yield click.style(f"{notice.text[0].upper()}{notice.text[1:]}", bold=True)
-    yield from _rows([*(("", _blocker(blocker, now)) for blocker in notice.blockers), ("until", _until(notice.until, now))])
-    yield from _rows([("next", notice.next)])
+def _notice_lines(service: str, notice: Notice, now: datetime) -> Iterator[str]:
+    yield f"{service}: {notice.text}"
+    yield from _rows([*_blockers(notice.blockers, notice.text, now), ("until", _until(notice.until, now)), *_next(notice.next)])
 
 
-def _host_lines(alike: Sequence[Explanation], now: datetime) -> Iterator[str]:
-    from deployd_core.picture import ago
-
+def _host_lines(alike: Sequence[Explanation], now: datetime, explained: Collection[str]) -> Iterator[str]:
+    """Hosts that wait for the same thing; what the service as a whole waits for has been said already."""
     one = min(alike, key=lambda explanation: explanation.since or "~")
     names = ", ".join(explanation.host for explanation in alike[:_NAMED])
     names += f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
-    since = f" since {one.since} ({ago(one.since, now)})" if one.since else ""
+    since = f" since {_moment(one.since, now)}" if one.since else ""
     code = f" ({one.code.value})" if one.code is not None else ""
-    yield f"{click.style(names, bold=True)}:{f' {one.wanted}' if one.wanted else ''} {one.step}{code}{since}"
-    permit = f"held since {one.permit_since} ({ago(one.permit_since, now)})" if one.permit_since is not None else ""
+    yield f"{names}:{f' {one.wanted}' if one.wanted else ''} {one.step}{code}{since}"
+    said = one.waits and one.code is not None and one.code.value in explained
+    if not said:
+        yield from _rows([("reason", one.reason), *_blockers(one.blockers, one.reason, now), ("until", _until(one.until, now))])
     yield from _rows(
         [
-            ("reason", one.reason),
-            *(("", _blocker(blocker, now)) for blocker in one.blockers),
-            ("until", _until(one.until, now)),
             ("queue", _places(alike)),
             ("error", one.last_error),
-            *(("probe", probe) for probe in one.probes),
-            ("permit", permit),
-            ("next", one.next),
+            *(("probe", probe.text) for probe in one.probes if probe.reason not in one.reason),
+            ("permit", f"held since {_moment(one.permit_since, now)}" if one.permit_since is not None else ""),
+            *_next("" if said else one.next),
         ]
     )
 
 
+def _next(text: str) -> Iterator[tuple[str, str]]:
+    """What to type, and what else there is: each in a row, to be copied."""
+    for number, part in enumerate(text.split("; ")):
+        yield "" if number else "next", part
+
+
 def _places(alike: Sequence[Explanation]) -> str:
-    """Where hosts stand in the queues of their zones."""
-    placed = [one for one in alike if one.place is not None]
-    if not placed:
-        return ""
-    if len(placed) == 1:
-        return f"place {placed[0].place} of {placed[0].queue} in zone {placed[0].zone}"
-    shown = ", ".join(f"{one.host} {one.place} of {one.queue} in zone {one.zone}" for one in placed[:_NAMED])
-    return shown + (", …" if len(placed) > _NAMED else "")
+    """Where hosts stand in the queues of their zones: they are named in that order."""
+    by_zone: dict[str, list[Explanation]] = {}
+    for one in alike:
+        if one.place is not None:
+            by_zone.setdefault(one.zone, []).append(one)
+    return ", ".join(
+        f"place{f's {placed[0].place} to' if len(placed) > 1 else ''} {placed[-1].place} of {placed[-1].queue} in zone {zone}"
+        for zone, placed in by_zone.items()
+    )
 
 
-def _blocker(blocker: Blocker, now: datetime) -> str:
+def _blockers(blockers: Sequence[Blocker], said: str, now: datetime) -> Iterator[tuple[str, str]]:
+    """Who is in the way, but for what has been said already."""
     from deployd_core.picture import ago
 
-    long = f" for {ago(blocker.since, now)}" if blocker.since else ""
-    if blocker.how == "failed":
-        long = f" {ago(blocker.since, now)} ago"
-    return f"{blocker.host} {blocker.how}{long}" + (f": {blocker.why}" if blocker.why else "")
+    for blocker in blockers:
+        if blocker.how == "failed" and blocker.why in said:
+            continue
+        long = f" {ago(blocker.since, now)} ago" if blocker.how == "failed" else f" for {ago(blocker.since, now)}"
+        yield "", f"{blocker.host} {blocker.how}{long if blocker.since else ''}{f': {blocker.why}' if blocker.why else ''}"
 
 
 def _rows(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
@@ -183,13 +192,43 @@ def _rows(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
             yield f"  {name:6} {' '.join(text.split())}"
 
 
-def _until(moment: str | None, now: datetime) -> str:
+def _wrapped(lines: Iterable[str]) -> Iterator[str]:
+    """On a terminal: with what would run over its edge below, and what a paragraph is about in bold."""
+    if not is_terminal():
+        yield from lines
+        return
+    width = shutil.get_terminal_size().columns
+    for line in lines:
+        folded = textwrap.wrap(line, width, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
+        head, colon, rest = folded[0].partition(":")
+        about = "" if line.startswith(" ") else click.style(head, bold=True) + colon + rest
+        yield "\n".join([about or folded[0], *folded[1:]])
+
+
+def _until(text: str | None, now: datetime) -> str:
     from deployd_core.picture import in_words
 
+    moment = _parsed(text or "")
     if moment is None:
-        return ""
+        return text or ""
+    left = (moment - now).total_seconds()
+    return f"{_utc(moment)} ({f'in {in_words(left)}' if left > 0 else 'has passed'})"
+
+
+def _moment(text: str, now: datetime) -> str:
+    from deployd_core.picture import ago
+
+    moment = _parsed(text)
+    return text if moment is None else f"{_utc(moment)} ({ago(text, now)})"
+
+
+def _parsed(text: str) -> datetime | None:
     try:
-        left = (datetime.fromisoformat(moment) - now).total_seconds()
-    except (ValueError, TypeError):
-        return moment
-    return f"{moment} (in {in_words(left)})" if left > 0 else f"{moment} (has passed)"
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else None
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -125,7 +125,14 @@ class LightAgent:
 
     def start(self, service: str) -> LightAgent:
         """Connect, and follow a service."""
-        identity = Identity(host=self.host, zone=self._zone, address="127.0.0.1", owner=owner_here(self.host), version="light")
+        identity = Identity(
+            host=self.host,
+            zone=self._zone,
+            address="127.0.0.1",
+            owner=owner_here(self.host),
+            version="light",
+            state_directory=Path("/nonexistent"),  # only for gates, of which there are none
+        )
         self.session.start(timeout=None, stop=self._stop)
         with suppress(Unavailable):  # then it is announced as soon as ZooKeeper answers
             self.coordination.announce(AgentInfo(host=self.host, instance=f"light:{self.host}", zone=self._zone))

@@ -6,6 +6,7 @@ format is that of ZooKeeper's `FileTxnLog`: a header, then for each transaction 
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def read_transactions(directories: Iterable[Path]) -> list[Committed]:
         for path in sorted(directory.glob("version-2/log.*")):
             found |= {committed.zxid: committed for committed in _read(path.read_bytes())}
     ordered = [found[zxid] for zxid in sorted(found)]
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in itertools.pairwise(ordered):
         # A new leader counts from 1 in the lower half, under an epoch of its own in the upper.
         if after.zxid not in (before.zxid + 1, (after.zxid >> 32 << 32) + 1):
             raise Incomplete(f"nothing between {before.zxid:#x} and {after.zxid:#x}")
@@ -72,7 +73,7 @@ def _read(log: bytes) -> Iterator[Committed]:
         if length == 0 or end >= len(log) or log[end : end + 1] != b"B":
             return
         record = _Record(log[place + 12 : end])
-        session, _, zxid, _, kind = record.long(), record.int(), record.long(), record.long(), record.int()
+        session, _, zxid, _, kind = record.eight(), record.four(), record.eight(), record.eight(), record.four()
         yield Committed(zxid, session, tuple(_changes(kind, record)))
         place = end + 1
 
@@ -85,7 +86,7 @@ def _changes(kind: int, record: _Record) -> Iterator[Change]:
     elif kind == _SET:
         yield Change("set", record.text(), record.buffer())
     elif kind == _MULTI:
-        parts = [(record.int(), _Record(record.buffer())) for _ in range(record.int())]
+        parts = [(record.four(), _Record(record.buffer())) for _ in range(record.four())]
         # One that was refused is on record, too: what comes before the part that failed as it was asked for.
         if all(part != _ERROR for part, _ in parts):
             for part, inner in parts:
@@ -99,10 +100,10 @@ class _Record:
         self._data = data
         self._place = 0
 
-    def int(self) -> int:
+    def four(self) -> int:
         return self._number(">i", 4)
 
-    def long(self) -> int:
+    def eight(self) -> int:
         return self._number(">q", 8)
 
     def buffer(self) -> bytes:

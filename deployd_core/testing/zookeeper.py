@@ -304,7 +304,7 @@ class ZooKeeperEnsemble:
             self._choose_ports()
             for server in self.servers:
                 server.launch()
-            if all([server.wait_serving() for server in self.servers]):
+            if all(server.wait_serving() for server in self.servers):
                 return self
             self.stop()  # somebody else took a port between our look and a server's bind, nearly always
         raise Unavailable(f"the ZooKeeper ensemble did not start; see {self.servers[0].directory.parent}/*/zookeeper.log")

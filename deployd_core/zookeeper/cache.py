@@ -85,7 +85,7 @@ class NodeCache:
                 self._nodes[path] = (-1, None)
 
     def _look(self, paths: list[str]) -> dict[str, Node | None]:
-        """Read nodes and watch them. Those that were not there are asked for first, which also arms the watch; the others are read."""
+        """Read nodes and watch them. For those that were not there it asks first, which also arms the watch."""
         absent = [path for path in paths if path not in self._created and self._nodes.get(path, _NEVER)[1] is None]
         appeared = self._session.stat_many(absent, self.watch) if absent else {}
         fresh: dict[str, Node | None] = {path: None for path, stat in appeared.items() if stat is None}

@@ -169,6 +169,7 @@ class Desk:
         self.held, self.hosts = len(scene.holders), scene.roll.hosts
         decision = admit(_request(asking, scene, snapshot.host))
         if isinstance(decision, Denied):
+            self.place.be_patient(asking.now)
             return replace(decision, stuck=self._stuck(asking, scene))
         behind = self.place.behind_us() if asking.counts else ()
         if behind is None or (asking.counts and self.place.path is None):
@@ -182,9 +183,20 @@ class Desk:
         member = asking.snapshot.membership
         rank = class_of(member.role, down=asking.down, priority=asking.priority)
         self.place.join(member.zone, rank, asking.waiter(self._nonce))
-        if self.place.stands_behind(asking.now) is None:
+        if self.place.stands_behind(asking.now) is None and not (self.place.loses_patience(asking.now) and self._is_full(asking)):
             return None
         return Denied(code=Denial.QUEUED, reason=f"in the queue of zone {member.zone}: others asked first")
+
+    def _is_full(self, asking: Asking) -> bool:
+        """Whether everybody waits for room, and not for the one before them: all may lose patience while one host restarts, and
+        must not all watch the permits for that.
+        """
+        most = asking.limit.hosts.at_most(asking.snapshot.hosts) if asking.limit.hosts else None
+        permits = self._session.stat(self._paths.permits)
+        full = most is not None and permits is not None and permits.children >= most
+        if full:
+            self.place.be_patient(asking.now)
+        return full
 
     def _unpromoted(self, asking: Asking) -> Denied | None:
         """A host of the fleet does not even queue before the canaries are done, and watches nothing but the rollout."""

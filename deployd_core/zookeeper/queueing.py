@@ -9,14 +9,14 @@ The name of a node begins with its class: hosts that are down wait before those 
 priority.
 
 Failure: a node whose creation was not answered may be there; it is looked for by the session that owns it before another is made.
-The death of a waiter takes its node with its session. A head that stands still all the same is passed after a while (`PATIENCE`).
+The death of a waiter takes its node with its session. One that stands still although there is room is passed after a while.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from deployd_core.coordination import Waiter
+from deployd_core.coordination import PATIENCE, Waiter
 from deployd_core.errors import DeploydError, Unavailable
 from deployd_core.model import Role
 from deployd_core.zookeeper import layout
@@ -24,8 +24,6 @@ from deployd_core.zookeeper.layout import ServicePaths
 from deployd_core.zookeeper.services import Problems, ensure_scaffold
 from deployd_core.zookeeper.session import DELETED, OutcomeUnknown, Refused, Session, Watch, WatchEvent
 
-PATIENCE = timedelta(seconds=50)
-"""How long one and the same waiter may stand in the way before it is passed."""
 _PRIORITIES = 4999
 
 
@@ -136,7 +134,15 @@ class Place:
             self._before = None
             return None
         self._before_since = self._before_since or now
-        return self._before if now - self._before_since < PATIENCE else None
+        return None if self.loses_patience(now) else self._before
+
+    def loses_patience(self, now: datetime) -> bool:
+        """Whether the same waiter has stood before us for so long that we look for ourselves whether it leaves room unused."""
+        return self._before is not None and self._before_since is not None and now - self._before_since >= PATIENCE
+
+    def be_patient(self, now: datetime) -> None:
+        """Whoever is before us is not to blame: begin to wait anew."""
+        self._before_since = now
 
     def behind_us(self) -> tuple[str, ...] | None:
         """The nodes that wait behind ours, in their order; None when somebody is before us: we stand behind them now."""

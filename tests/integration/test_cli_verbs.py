@@ -403,7 +403,7 @@ def test_why_explains_every_host_that_is_not_done(desk):
         r"^h2: v2 waiting since \S+ \(\d+s\)\n  reason 1 of 1 permits are held: h3\n  until  2100-\S+ \(in \d+d\)\n", output, re.M
     )
     assert (
-        "  error  connection refused\n  next   mend h3, then deployd retry web; or deployd enable web BUILD takes another build\n"
+        "  error  connection refused\n  next   mend h3, then deployd retry web\n         or deployd enable web BUILD takes"
         in output
     )
 
@@ -430,7 +430,7 @@ def test_why_begins_with_who_stopped_everything(desk):
 
     output = desk.type("why", "web")[1]
 
-    assert output.startswith("The rollout is paused by ann: lunch\n  next   deployd resume web\nh1: v1 unaware\n")
+    assert output.startswith("web: the rollout is paused by ann: lunch\n  next   deployd resume web\nh1: v1 unaware\n")
 
 
 @pytest.mark.parametrize(

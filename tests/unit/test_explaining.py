@@ -208,7 +208,10 @@ def test_excused_host_is_in_nobodys_way():
     """An excuse takes a host that is down out of the count."""
     excuse = Excuse(by="ann", why="in repair", at=at(9))
 
-    assert None is why(fleet(host("h1"), host("h2", "converged", alive=False, excused=excuse)), "h1").code
+    seen = fleet(host("h1"), host("h2", "waiting", alive=False, excused=excuse))
+
+    assert None is why(seen, "h1").code
+    assert why(seen, "h2").reason.endswith("; excused by ann: in repair")
 
 
 def test_window_and_stagger_say_when_they_end():
@@ -262,10 +265,12 @@ def test_reverted_host_gives_its_own_reason_under_the_code_of_the_denial():
 def test_last_words_of_probes_are_kept():
     """What is wrong with an instance is told in its own words, in one line."""
     sick = InstanceStatus(name="web@8001", phase="fresh", state="running", health="unhealthy", reason="GET /health:\n 503")
+    well = InstanceStatus(name="web@8002", phase="ready", state="running", health="healthy", reason="answered 200")
 
-    one = why(fleet(host("h1", "failed", reason="not healthy", last_error="exit 1", instances=(sick,))), "h1")
+    one = why(fleet(host("h1", "failed", reason="not healthy", last_error="exit 1", instances=(sick, well))), "h1")
 
-    assert (("web@8001 fresh, unhealthy: GET /health: 503",), "exit 1") == (one.probes, one.last_error)
+    assert ["web@8001 fresh, unhealthy: GET /health: 503"] == [probed.text for probed in one.probes]
+    assert "exit 1" == one.last_error
 
 
 def test_canaries_with_a_build_of_their_own_go_back_to_the_fleets():
