@@ -11,15 +11,36 @@ from deployd_core.boundary import Bound
 from deployd_core.errors import PluginError
 from deployd_core.units import decode_unit
 
+PATIENCE = 5.0
+"""Seconds until a strategy that has not answered is taken for one that hangs: it takes microseconds."""
 
-def ask_strategy(strategy: Bound[Strategy[Any]], view: HostView) -> Plan:
+
+def ask_strategy(strategy: Bound[Strategy[Any]], view: HostView, *, within: float | None = PATIENCE) -> Plan:
     """The plan of a strategy.
+
+    Args:
+        strategy: Whom to ask.
+        view: What about.
+        within: Seconds to wait for the answer, on a thread of its own; None asks on this thread, for as long as it takes.
 
     Raises:
         DeploydError: The strategy raised it.
-        PluginError: It raised anything else, or what it returned is no plan.
+        PluginError: It raised anything else, did not answer in time, or what it returned is no plan.
     """
-    plan: Any = strategy.call("planning", lambda plugin: plugin.plan(view))
+
+    def use(plugin: Strategy[Any]) -> Plan:
+        return plugin.plan(view)
+
+    plan = strategy.call("planning", use) if within is None else strategy.call_within(within, "planning", use)
+    return check_plan(strategy, plan)
+
+
+def check_plan(strategy: Bound[Strategy[Any]], plan: Any) -> Plan:
+    """What a strategy returned, as a plan whose every value has its type.
+
+    Raises:
+        PluginError: It is no plan.
+    """
     fields: Any = msgspec.structs.asdict(plan) if isinstance(plan, Plan) else plan
     try:
         return msgspec.convert(fields, Plan, from_attributes=True, dec_hook=decode_unit)

@@ -2,10 +2,13 @@
 
 Whatever a plugin raises comes out as an error of our own that names the plugin, its distribution and its version; the original
 with its traceback is the cause. Deadlines are the caller's: the engine runs each call as a task and abandons one that is late.
+Only a strategy is asked in the middle of a round: `Bound.call_within` is for that.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -31,6 +34,17 @@ class Provider(Struct, frozen=True, kw_only=True):
         return f"{self.entry} ({self.distribution} {self.version})" if self.version else f"{self.entry} ({self.origin})"
 
 
+class _Tracer:
+    """Where each call is told of; nowhere until `trace` says so."""
+
+    write: Callable[[str], None] | None = None
+
+
+def trace(write: Callable[[str], None] | None) -> None:
+    """Have every call of a plugin told in a line: how long it took, whose it was, what for, and what it raised. None ends that."""
+    _Tracer.write = write
+
+
 def call_plugin(provider: Provider, doing: str, function: Callable[[], R]) -> R:
     """Call into a plugin.
 
@@ -43,12 +57,19 @@ def call_plugin(provider: Provider, doing: str, function: Callable[[], R]) -> R:
         DeploydError: The plugin raised it on purpose.
         PluginError: The plugin raised anything else.
     """
+    began = time.perf_counter()
+    outcome = ""
     try:
         return function()
-    except DeploydError:
+    except DeploydError as error:
+        outcome = f", raised {type(error).__name__}: {error}"
         raise
     except (Exception, SystemExit) as error:
+        outcome = f", raised {type(error).__name__}: {error}"
         raise PluginError(f"plugin {provider} failed {doing}: {type(error).__name__}: {error}") from error
+    finally:
+        if _Tracer.write is not None:
+            _Tracer.write(f"{(time.perf_counter() - began) * 1000:.2f} ms: {provider} {doing}{outcome}")
 
 
 class Bound(Generic[T]):
@@ -58,7 +79,36 @@ class Bound(Generic[T]):
         self.plugin = plugin
         self.name = name
         self.provider = provider
+        self._late: threading.Thread | None = None
 
     def call(self, doing: str, use: Callable[[T], R]) -> R:
         """Call into it; see `call_plugin`."""
         return call_plugin(self.provider, doing, lambda: use(self.plugin))
+
+    def call_within(self, seconds: float, doing: str, use: Callable[[T], R]) -> R:
+        """Call into it on a thread of its own, and wait no longer than so many seconds.
+
+        Raises:
+            DeploydError: See `call_plugin`.
+            PluginError: It has not answered, or an earlier call of this kind still has not; the thread is left to itself.
+        """
+        if self._late is not None and self._late.is_alive():
+            raise PluginError(f"plugin {self.provider} failed {doing}: an earlier call still hangs")
+        answers: list[R] = []
+        errors: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                answers.append(self.call(doing, use))
+            except BaseException as error:  # noqa: BLE001 - carried to the caller
+                errors.append(error)
+
+        thread = threading.Thread(target=call, name=f"deployd-{self.name}", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if errors:
+            raise errors[0]
+        if not answers:
+            self._late = thread
+            raise PluginError(f"plugin {self.provider} failed {doing}: no answer within {seconds:g} s")
+        return answers[0]

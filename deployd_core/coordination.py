@@ -7,7 +7,7 @@ held to the same contract tests.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Protocol
 
@@ -15,6 +15,9 @@ from msgspec import Struct, field
 
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import ServiceSpec
+
+PATIENCE = timedelta(seconds=50)
+"""How long one and the same host may stand before another in the queue and leave room unused, until it is passed."""
 
 
 class Enabled(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -314,8 +317,8 @@ class Coordination(Protocol):
         """Ask for a permit under what `snapshot` said: one transaction, refused when any of it has changed.
 
         A host that cannot have one at once stands in the queue of its zone from then on, and is woken when it is its turn: hosts
-        that are down first, then by `priority`, then as they came. Returns the permit already held, if there is one. A lost
-        answer is resolved by the nonce.
+        that are down first, then by `priority`, then as they came. One that leaves room unused is passed after
+        `PATIENCE`. Returns the permit already held, if there is one. A lost answer is resolved by the nonce.
         """
         ...
 

@@ -22,10 +22,8 @@ from deployd_core.observation import Drain, InstanceFacts, Observation, Rules, S
 
 _QUIET = 3
 """Counts in a row that find nothing, before an instance is taken for drained: one may fall between two requests."""
-
 _DOWN_TO_STAY = 2.0
 """Seconds without a process after which a restart counts as failed."""
-
 _LIVES = 4
 """Processes after a restart that make a crash loop: its manager has started it again three times, and none got healthy."""
 

@@ -35,7 +35,7 @@ from deployd_core.performing import Identity, Performer, Scene
 from deployd_core.planner import Decision, HostStep, plan_host
 from deployd_core.plugins import Plugins
 from deployd_core.releases import Disk, ReleaseStore
-from deployd_core.reporting import Report, progress_in_words
+from deployd_core.reporting import Report
 from deployd_core.setbacks import Setbacks
 from deployd_core.sightings import unseen
 from deployd_core.tasks import Outcome, Tasks, ThreadTasks, error_of
@@ -86,7 +86,7 @@ class Engine:
         self._store: ReleaseStore | None = None
         self._root = Path()
         self._disk: Disk | None = None
-        self._seen: tuple[Observation, Scene] | None = None  # by the last round
+        self._seen: tuple[Observation, Scene] | None = None
         self._looking = Looking(self._tasks, observe_every=observe_every, owner=identity.owner)
         # What makes it patient.
         self._epoch = 0
@@ -98,7 +98,6 @@ class Engine:
         self._turn = Turn(self._setbacks, clock, self._random)
         self._waits: dict[str, float] = {}
         self._cancel = threading.Event()
-        self._progress: tuple[int, int | None] | None = None
         self._last_error = ""
         self.last_round = clock.monotonic()
         """When it last went round, on the monotonic clock."""
@@ -228,10 +227,7 @@ class Engine:
             advanced=self._turn.advanced,
             now=now,
         )
-        decision = plan_host(seen, lambda view: ask_strategy(setup.strategy, view))
-        if decision.step is HostStep.FETCHING and self._progress is not None:
-            decision = msgspec.structs.replace(decision, reason=progress_in_words(*self._progress))
-        return seen, decision
+        return seen, self._report.with_progress(plan_host(seen, lambda view: ask_strategy(setup.strategy, view)))
 
     # Act.
 
@@ -258,7 +254,7 @@ class Engine:
             store=self._store,
             coordination=self._coordination,
             hooks=self._plugins.hook_functions,
-            progress=self._progressed,
+            progress=self._report.progressed,
             clock=self._clock,
         )
         if isinstance(act, Restart):
@@ -314,7 +310,7 @@ class Engine:
         now = self._clock.monotonic()
         if kind in _CHANGES_DISK:
             self._look_at_disk()
-            self._progress = None
+            self._report.progressed()
         if kind == "flip":
             self._looking.forget_orders()  # they were for what `current` was before
         if kind == "restart":
@@ -350,7 +346,7 @@ class Engine:
                 # A permit shows in the next snapshot; a no is a setback that any change in ZooKeeper ends.
                 self._changed |= self._turn.answered(outcome.value, now) or self._woken_at >= outcome.started
                 self._alarm(outcome.value)
-            case "recordfailure":
+            case "recordfailure" | "leavequeue":  # or the same would be planned again until somebody writes something
                 self._changed = True
             case "advance":
                 self._turn.looked(outcome.value, now)
@@ -362,9 +358,6 @@ class Engine:
             self._disk = self._store.look()
         except DeploydError as error:
             self._problem = error.message
-
-    def _progressed(self, done: int, total: int | None) -> None:
-        self._progress = (done, total)
 
     # Report.
 

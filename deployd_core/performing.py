@@ -49,6 +49,10 @@ _GRACE = 10.0
 """Seconds that a plugin gets beyond its own timeout before it is abandoned."""
 
 
+Hooks = Callable[[str], Sequence[tuple[Provider, Callable[..., Any]]]]
+"""The functions that plugins offer for a hook, by its name: `deployd_core.plugins.Plugins.hook_functions`."""
+
+
 class Identity(Struct, frozen=True, kw_only=True):
     """Which host this is."""
 
@@ -109,7 +113,7 @@ class Performer:
         *,
         store: ReleaseStore,
         coordination: Coordination,
-        hooks: Callable[[str], Sequence[tuple[Provider, Callable[..., Any]]]],
+        hooks: Hooks,
         progress: Callable[[int, int | None], None],
         clock: Clock,
     ) -> None:
@@ -207,22 +211,7 @@ class Performer:
         return self._coordination.take_permit(scene.snapshot, act.limit, priority=act.priority)
 
     def _advance(self, _: Advance, scene: Scene) -> float | None:
-        return self._coordination.advance(scene.snapshot, lambda build: self._promotion_veto(scene.service, build))
-
-    def _promotion_veto(self, service: str, build: str) -> str:
-        """Why a build must not be promoted; empty when nobody objects. What could not be asked has not agreed."""
-        for provider, hook in self._hooks("deployd_veto_promotion"):
-            try:
-                reason: object = call_plugin(
-                    provider,
-                    "asking for a veto",
-                    lambda hook=hook: hook(service=service, build=build),  # type: ignore[misc]
-                )
-            except DeploydError as error:
-                reason = error.message
-            if reason is not None:
-                return f"{provider.entry}: {reason}"
-        return ""
+        return self._coordination.advance(scene.snapshot, lambda build: promotion_veto(self._hooks, scene.service, build))
 
     def _settle(self, act: Settle, scene: Scene) -> None:
         """The order matters: once the permit is gone nobody comes back for the mark."""
@@ -268,6 +257,22 @@ class Performer:
         remember(scene.state_directory, scene.service, scene.setup.spec.instances.gate)
         _gate(scene).call(f"closing {act.instance}", lambda gate: gate.close(closing))
         return ClosedGate(service=scene.service, instance=act.instance, owner=scene.owner, until=until)
+
+
+def promotion_veto(hooks: Hooks, service: str, build: str) -> str:
+    """Why a build must not be promoted; empty when no plugin objects. What could not be asked has not agreed."""
+    for provider, hook in hooks("deployd_veto_promotion"):
+        try:
+            reason: object = call_plugin(
+                provider,
+                "asking for a veto",
+                lambda hook=hook: hook(service=service, build=build),  # type: ignore[misc]
+            )
+        except DeploydError as error:
+            reason = error.message
+        if reason is not None:
+            return f"{provider.entry}: {reason}"
+    return ""
 
 
 def _pinned(scene: Scene) -> Build:

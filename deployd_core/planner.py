@@ -263,7 +263,8 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
         return _decide(seen, HostStep.BLOCKED, reason=obstacle, views=views, plan=plan)
     if not seen.permit.held:
         return _plan_permit(seen, views, plan)
-    if not seen.flipped:
+    if not seen.flipped or Flip(build="").key in seen.busy:
+        # Nothing is restarted before a flip is over, although the link may be there already: it ends every earlier order.
         return _plan_flip(seen, views, plan)
     moves = cycle.plan(seen, views, plan)
     acts: tuple[Act, ...] = moves.acts

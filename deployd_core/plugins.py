@@ -7,10 +7,12 @@ touched. (pluggy's own loader stops at the first broken distribution.) The idea 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import re
 import stat
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
@@ -29,7 +31,7 @@ from deployd_core.units import decode_unit
 
 ENTRY_POINT_GROUP = "deployd"
 OWN_DISTRIBUTION = "deployd"
-_PLUGIN_NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
+PLUGIN_NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 
 
 class Kind(Enum):
@@ -331,7 +333,12 @@ def _load_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise PluginError(f"{path} is not a Python module")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # Types that are written as text (`from __future__ import annotations`) are looked up in the module of their class, by its name.
+    sys.modules[spec.name] = module
+    with contextlib.ExitStack() as undo:
+        undo.callback(sys.modules.pop, spec.name, None)
+        spec.loader.exec_module(module)
+        undo.pop_all()
     return module
 
 
@@ -341,7 +348,7 @@ def _checked_class(kind: Kind, found: object) -> type[api.Plugin[Any]]:
         raise PluginError(f"{kind.hook} returned {what}, which does not derive from {kind.contract.__name__}")
     if found.__abstractmethods__:
         raise PluginError(f"{kind.value} {what} does not define {', '.join(sorted(found.__abstractmethods__))}")
-    if not _PLUGIN_NAME.fullmatch(getattr(found, "name", "")):
+    if not PLUGIN_NAME.fullmatch(getattr(found, "name", "")):
         raise PluginError(f"{kind.value} {what} needs a name of lower-case words joined by dashes")
     if not _first_line(found.__doc__):
         raise PluginError(f"{kind.value} {what} needs a docstring: its first line is the summary")

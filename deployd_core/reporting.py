@@ -8,7 +8,7 @@ from deployd_core.clock import Clock, rfc3339
 from deployd_core.coordination import Coordination, HostStatus, InstanceStatus, Snapshot
 from deployd_core.errors import DeploydError
 from deployd_core.observation import InstanceFacts
-from deployd_core.planner import Decision
+from deployd_core.planner import Decision, HostStep
 from deployd_core.tasks import Tasks
 
 _AT_MOST_EVERY = 1.0
@@ -29,6 +29,7 @@ class Report:
         self._since = rfc3339(clock.time())
         self._step: tuple[str, str | None] = ("", None)
         self._not_before = 0.0
+        self._progress: tuple[int, int | None] | None = None
 
     def status(self, decision: Decision, snapshot: Snapshot, instances: list[InstanceFacts], *, last_error: str) -> HostStatus:
         """The report that a decision makes."""
@@ -50,6 +51,16 @@ class Report:
             instances=_instances(decision, instances),
             agent=self._version,
         )
+
+    def progressed(self, done: int | None = None, total: int | None = None) -> None:
+        """A fetch has come so far (bytes); without an argument it is over. May be called from any thread."""
+        self._progress = None if done is None else (done, total)
+
+    def with_progress(self, decision: Decision) -> Decision:
+        """The decision, saying how far a fetch is."""
+        if decision.step is not HostStep.FETCHING or self._progress is None:
+            return decision
+        return msgspec.structs.replace(decision, reason=progress_in_words(*self._progress))
 
     def tell(self, status: HostStatus, tasks: Tasks, epoch: int) -> bool:
         """Write the report when it is worth it. True when the step is a new one."""

@@ -6,18 +6,19 @@ Each verb is complete when it returns: one transaction, tried again when somebod
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
 from deployd_core.admission import impossible
 from deployd_core.advancing import bake_of
-from deployd_core.coordination import Freeze, HistoryEntry, Permit, Rollout, RolloutState, Verb
+from deployd_core.chronicle import last_completed
+from deployd_core.coordination import Freeze, HistoryEntry, Permit, Rollout, RolloutState, Verb, Waiter
 from deployd_core.errors import ConfigError, Conflict, NotFound
 from deployd_core.model import Role, check_build_id, check_digest, check_name
 from deployd_core.spec import ServiceSpec
-from deployd_core.zookeeper import members, orders, permits, progress, services, status
+from deployd_core.zookeeper import layout, members, orders, permits, progress, queueing, services, status
 from deployd_core.zookeeper.services import Applied, ServiceRecord
 from deployd_core.zookeeper.session import Session
 from deployd_core.zookeeper.status import FleetStatus, HostEntry
@@ -39,6 +40,7 @@ __all__ = [
     "lose",
     "pause",
     "promote",
+    "read_queue",
     "read_service",
     "release_permit",
     "restart",
@@ -173,16 +175,13 @@ def rollback(session: Session, service: str, *, by: str, why: str = "", to: str 
     """
     record = read_service(session, service)
     current = record.enabled.build if record.enabled else ""
-    entries = [entry for entry in history(session, service) if entry.role is Role.FLEET and entry.build not in ("", current)]
-    if to is None:
-        completed = [entry.build for entry in entries if entry.verb is Verb.COMPLETE]
-        if record.rollout.completed is not None and record.rollout.completed.build != current:
-            completed.append(record.rollout.completed.build)
-        if not completed:
-            raise Conflict(
-                f"{service} has completed no build before {current or 'anything'}", hint=f"name one: deployd enable {service} BUILD"
-            )
-        to = completed[-1]
+    told = history(session, service)
+    to = to or last_completed(told, current, record.rollout.completed)
+    if not to:
+        raise Conflict(
+            f"{service} has completed no build before {current or 'anything'}", hint=f"name one: deployd enable {service} BUILD"
+        )
+    entries = [entry for entry in told if entry.role is Role.FLEET and entry.build not in ("", current)]
     begun = [entry for entry in entries if entry.build == to and entry.verb.begins]
     known = record.rollout.completed
     digest = begun[-1].digest if begun else known.digest if known is not None and known.build == to else None
@@ -319,6 +318,16 @@ def list_permits(session: Session, service: str) -> tuple[Permit, ...]:
     return permits.read_permits(session, service)
 
 
+def read_queue(session: Session, service: str) -> Mapping[str, Sequence[Waiter]]:
+    """Who waits for a permit, by zone and in the order of their turns.
+
+    Raises:
+        NotFound: No such service.
+    """
+    read_service(session, service)
+    return queueing.read_queue(session, service)
+
+
 def release_permit(session: Session, service: str, host: str, *, by: str, why: str, now: datetime | None = None) -> bool:
     """Take a host's permit away. Should the host be down, it still counts as that. Returns whether it held one.
 
@@ -377,9 +386,13 @@ def freeze(session: Session, *, by: str, why: str = "", until: datetime | None =
     services.write_freeze(session, Freeze(by=by, why=why, until=until.isoformat(timespec="seconds") if until else None))
 
 
-def unfreeze(session: Session) -> None:
-    """Lift the freeze."""
-    services.write_freeze(session, None)
+def unfreeze(session: Session) -> Freeze | None:
+    """Lift the freeze; returns what it said, None when there was none."""
+    problems = services.Problems(session)
+    before = services.read_freeze({layout.FREEZE: session.get(layout.FREEZE)}, problems)
+    if before is not None:
+        services.write_freeze(session, None)
+    return before
 
 
 def _at(now: datetime | None) -> str:

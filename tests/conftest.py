@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import tempfile
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from deployd_core.testing.netns import firewall
-from deployd_core.testing.zookeeper import ZooKeeperServer, home_from_environment
+
+if TYPE_CHECKING:
+    from deployd_core.testing.zookeeper import ZooKeeperServer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,17 +34,12 @@ def _machine_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def zookeeper_server() -> Iterator[ZooKeeperServer]:
-    """A server for the whole run. Do not kill or pause it: others use it; start one of your own for that."""
-    directory = Path(tempfile.mkdtemp(prefix="deployd-zookeeper-"))
-    try:
-        with ZooKeeperServer(directory, home=home_from_environment()) as server:
-            yield server
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+def zookeeper_server(deployd_zookeeper_server: ZooKeeperServer) -> ZooKeeperServer:
+    """The kit's, under a shorter name."""
+    return deployd_zookeeper_server
 
 
 @pytest.fixture
-def zookeeper(zookeeper_server: ZooKeeperServer) -> str:
-    """An address with a chroot of one's own, which does not exist yet."""
-    return f"{zookeeper_server.address}/t-{uuid.uuid4().hex[:12]}"
+def zookeeper(deployd_zookeeper: str) -> str:
+    """The kit's, under a shorter name."""
+    return deployd_zookeeper

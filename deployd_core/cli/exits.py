@@ -14,6 +14,6 @@ class Exit(IntEnum):
     LATE = 3
     """Not every host serves the build in time; the rollout goes on."""
     HELD = 4
-    """The rollout is halted, paused or frozen, or another build was enabled meanwhile."""
+    """The rollout is halted, paused or frozen, was taken back, waits for somebody to promote it, or another build was enabled."""
     INTERRUPTED = 130
     """Ctrl-C."""

@@ -25,16 +25,34 @@ class Entry(NamedTuple):
     summary: str
     section: str
 
+    def load(self) -> click.Command:
+        """Import it."""
+        module, _, name = self.module.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name or "command")
+        return command
+
 
 COMMANDS: dict[str, Entry] = {
     "enable": Entry("deployd_core.cli.enable", "Enable a build of a service, for the fleet or its canary hosts.", "Deploy"),
     "status": Entry("deployd_core.cli.status", "Show which build every host serves, and what it is doing.", "Deploy"),
     "why": Entry("deployd_core.cli.why", "Say why hosts wait or have failed, and what to type next.", "Deploy"),
+    "promote": Entry("deployd_core.cli.moving:promote", "Let the fleet have the build of the canary hosts.", "Steer"),
+    "pause": Entry("deployd_core.cli.stopping:pause", "Stop handing out permits for a service.", "Steer"),
+    "resume": Entry("deployd_core.cli.stopping:resume", "Hand out permits again after a pause.", "Steer"),
+    "retry": Entry("deployd_core.cli.moving:retry", "Try the hosts that failed again, and go on after a halt.", "Steer"),
+    "rollback": Entry("deployd_core.cli.moving:rollback", "Go back to the build that was completed last.", "Steer"),
+    "restart": Entry("deployd_core.cli.moving:restart", "Restart every instance with the build it serves.", "Steer"),
+    "freeze": Entry("deployd_core.cli.stopping:freeze", "Stop handing out permits for every service.", "Steer"),
+    "unfreeze": Entry("deployd_core.cli.stopping:unfreeze", "Lift the freeze of every service.", "Steer"),
+    "history": Entry("deployd_core.cli.history", "Tell who did what to a service, why, and how it ended.", "Steer"),
+    "permits": Entry("deployd_core.cli.permits", "List the permits of a service, and take one away.", "Steer"),
     "services": Entry("deployd_core.cli.services", "Write, list and delete the specs of services.", "Set up"),
-    "hosts": Entry("deployd_core.cli.hosts", "List the hosts of a service and choose its canaries.", "Set up"),
+    "hosts": Entry(
+        "deployd_core.cli.hosts", "List the hosts of a service, choose its canaries, and decide about lost ones.", "Set up"
+    ),
     "builds": Entry("deployd_core.cli.builds", "Make builds.", "Set up"),
-    "strategies": Entry("deployd_core.cli.strategies", "List, describe and preview restart strategies.", "Plugins"),
-    "plugins": Entry("deployd_core.cli.plugins", "List and describe plugins of every kind.", "Plugins"),
+    "strategies": Entry("deployd_core.cli.strategies", "List, describe, preview, check and simulate strategies.", "Plugins"),
+    "plugins": Entry("deployd_core.cli.plugins", "List, describe, check and begin plugins of every kind.", "Plugins"),
     "doctor": Entry("deployd_core.cli.doctor", "Check this host, and say what to do about what is wrong.", "Run"),
     "drains": Entry("deployd_core.cli.drains", "List and open what is closed on this host, and rehearse a drain.", "Run"),
     "agent": Entry("deployd_core.cli.agent", "Run the agent of this host, in the foreground.", "Run"),
@@ -113,8 +131,7 @@ class LazyGroup(Group):
         """Import the command of a name."""
         if cmd_name not in COMMANDS:
             return self.plugin_commands(ctx).get(cmd_name)
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name].module).command
-        return command
+        return COMMANDS[cmd_name].load()
 
     def plugin_commands(self, ctx: click.Context) -> Mapping[str, click.Command]:
         """The commands that plugins add; loads the plugins."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from deployd_core.cli.checking import facts_option, option_option, seed_options
 from deployd_core.cli.groups import Group, did_you_mean
 from deployd_core.cli.settings import Settings, complete_plugins, config_options, json_option, pass_settings
 
@@ -14,10 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.group(
-    "plugins", cls=Group, examples=["deployd plugins list", "deployd plugins list --kind probe", "deployd plugins show probe http"]
+    "plugins",
+    cls=Group,
+    examples=["deployd plugins list", "deployd plugins show probe http", "deployd plugins new by-night --kind strategy"],
 )
 def command() -> None:
-    """List and describe plugins of every kind."""
+    """List, describe, check and begin plugins of every kind."""
 
 
 @command.command("list", examples=["deployd plugins list", "deployd plugins list --kind gate --json"])
@@ -46,6 +50,61 @@ def show_plugin(settings: Settings, *, kind: str, name: str, as_json: bool) -> N
     from deployd_core.cli.listing import print_plugin
 
     print_plugin(settings.plugins(), kind_of(kind), name, as_json=as_json, group="plugins")
+
+
+@command.command(
+    "check",
+    examples=["deployd plugins check gate nftables", "deployd plugins check probe http --option url=http://127.0.0.1:{port}/"],
+)
+@click.argument("kind")
+@click.argument("name", shell_complete=complete_plugins)
+@option_option
+@facts_option
+@seed_options
+@json_option
+@config_options
+@pass_settings
+def check_plugin(
+    settings: Settings, *, kind: str, name: str, options: tuple[str, ...], facts: str, seed: int, seeds: int, as_json: bool
+) -> int:
+    """Hold a plugin to the contract of its kind.
+
+    A strategy runs on modelled hosts, as by `deployd strategies check`. A gate is closed and opened in a network of its own, which
+    needs root; a probe is asked about what is not there. Other kinds are refused: only their author can set up what they work on.
+    """
+    from deployd_core.cli.checking import check
+
+    return check(settings.plugins(), kind_of(kind), name, options=options, facts=facts, seed=seed, seeds=seeds, as_json=as_json)
+
+
+@command.command(
+    "new",
+    examples=[
+        "deployd plugins new by-night --kind strategy",
+        "deployd plugins new by-night --kind strategy --single-file --directory /etc/deployd/plugins.d",
+        "deployd plugins new acme-balancer --kind gate",
+    ],
+)
+@click.argument("name")
+@click.option("--kind", metavar="KIND", required=True, help="strategy, gate, manager, probe, source, step or reporter.")
+@click.option("--single-file", is_flag=True, help="A file for the plugin directory of an agent, rather than a package.")
+@click.option("--directory", type=click.Path(path_type=Path), metavar="DIR", help="Where. [default: deployd-NAME; of a file: here]")
+def new_plugin(*, name: str, kind: str, single_file: bool, directory: Path | None) -> None:
+    """Write the beginning of a plugin: a package that installs, with a module that works and tests that pass.
+
+    Nothing is ever overwritten.
+    """
+    from deployd_core.scaffold.writing import next_command, write_file, write_package
+
+    of_kind = kind_of(kind)
+    if single_file:
+        path = write_file(of_kind, name, directory or Path())
+        click.echo(f"{path}\n\nTry: deployd --plugins-dir {path.parent} {next_command(of_kind, name).removeprefix('deployd ')}")
+        return
+    target = directory or Path(f"deployd-{name}")
+    for path in write_package(of_kind, name, target):
+        click.echo(path)
+    click.echo(f"\nTry: pip install --editable '{target}[test]' && {next_command(of_kind, name)} && pytest {target}")
 
 
 def kind_of(text: str) -> Kind:

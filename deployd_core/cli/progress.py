@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from deployd_core.cli.output import is_terminal, use_colour
-from deployd_core.cli.picture import (
+from deployd_core.model import Role
+from deployd_core.picture import (
     HostState,
     Verdict,
     ago,
@@ -25,7 +26,6 @@ from deployd_core.cli.picture import (
     stopped,
     verdict_of,
 )
-from deployd_core.model import Role
 
 if TYPE_CHECKING:
     from deployd_core.zookeeper.status import FleetStatus, HostEntry

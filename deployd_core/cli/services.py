@@ -57,8 +57,8 @@ def apply_spec(settings: Settings, *, file: Path, name: str | None) -> int:
 def list_services(settings: Settings, *, as_json: bool) -> int:
     """List the services and what is enabled."""
     from deployd_core import rollouts
-    from deployd_core.cli.picture import stopped
     from deployd_core.cli.store import connected
+    from deployd_core.picture import stopped
 
     with connected(settings) as session:
         records = rollouts.list_services(session)

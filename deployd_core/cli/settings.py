@@ -36,6 +36,10 @@ class Settings:
         self.plugins_directory = _path("DEPLOYD_PLUGINS_DIR")
         self.zookeeper = os.environ.get("DEPLOYD_ZOOKEEPER") or None
         self.connect_timeout = Duration("10s")
+        if os.environ.get("DEPLOYD_TRACE_PLUGINS"):
+            from deployd_core import boundary
+
+            boundary.trace(lambda line: click.echo(f"deployd: trace: {line}", err=True))
         self._plugins: Plugins | None = None
 
     @cached_property

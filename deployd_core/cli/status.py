@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,12 +48,13 @@ def command(settings: Settings, *, service: str | None, watch: bool, as_json: bo
             return _watch(session, service)
         names = [service] if service is not None else [record.service for record in rollouts.list_services(session)]
         fleets = [rollouts.fleet_status(session, name) for name in names]
+        reasons = {} if as_json else {fleet.record.service: _reasons(session, fleet) for fleet in fleets}
     if as_json:
         print_json("deployd.status/1", {"services": [as_object(fleet) for fleet in fleets]})
     elif not fleets:
         click.echo("There is no service yet. Make one: deployd services apply FILE")
     else:
-        click.echo("\n\n".join("\n".join(lines_of(fleet)) for fleet in fleets))
+        click.echo("\n\n".join("\n".join(lines_of(fleet, reasons[fleet.record.service])) for fleet in fleets))
     return Exit.DONE
 
 
@@ -73,17 +75,40 @@ def _watch(session: Session, service: str) -> int:
     return Exit.DONE
 
 
-def lines_of(fleet: FleetStatus) -> Iterator[str]:
-    """A service as a person reads it: what is enabled, how far it is, and a row per host."""
-    from deployd_core.cli.picture import ago, count, ready_of, reason_of, state_of, step_of, stopped
+def _reasons(session: Session, fleet: FleetStatus) -> dict[str, str]:
+    """Why hosts that stand in the queue wait, as of now: what they last said of it themselves may be old."""
+    from deployd_core import rollouts
+    from deployd_core.explaining import explain
+    from deployd_core.noticing import notices
+    from deployd_core.picture import HostState, state_of
+
+    if not any(state_of(entry) is HostState.WAITING for entry in fleet.hosts):
+        return {}
+    found = explain(fleet, datetime.now(UTC), queue=rollouts.read_queue(session, fleet.record.service))
+    told = {notice.code for notice in notices(fleet, datetime.now(UTC))}  # above the table: not in every row of it
+    denied = [(one, one.code.value) for one in found if one.waits and one.code is not None]
+    return {one.host: code if code in told else one.reason for one, code in denied}
+
+
+def lines_of(fleet: FleetStatus, reasons: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """A service as a person reads it: what is enabled, how far it is, and a row per host.
+
+    Args:
+        fleet: How things stand.
+        reasons: By host, what is better known than from its own report.
+    """
     from deployd_core.cli.progress import STATE_COLOURS
+    from deployd_core.coordination import Denial
+    from deployd_core.noticing import notices
+    from deployd_core.picture import ago, count, ready_of, reason_of, state_of, step_of
 
     record = fleet.record
     yield f"{click.style(record.service, bold=True)}: {_enabled(record.enabled)}"
     if record.canary is not None:
         yield f"  canary hosts: {_enabled(record.canary)}"
-    if stopped(record):
-        yield click.style(f"  {stopped(record)}", fg="red")
+    for notice in notices(fleet, datetime.now(UTC)):
+        colour = "yellow" if notice.code == Denial.PROMOTION.value else "red"
+        yield click.style(f"  {notice.text}", fg=colour) + (f" ({notice.until})" if notice.until and colour == "yellow" else "")
     if fleet.problem:
         yield click.style(f"  {fleet.problem}", fg="red")
     if not fleet.hosts:
@@ -100,7 +125,7 @@ def lines_of(fleet: FleetStatus) -> Iterator[str]:
             ago(entry.status.since) if entry.status is not None else "",
             (entry.status.served or "") if entry.status is not None else "",
             ready_of(entry),
-            reason_of(entry),
+            reasons.get(entry.host, reason_of(entry)),
         )
         for entry in fleet.hosts
     ]
@@ -108,7 +133,7 @@ def lines_of(fleet: FleetStatus) -> Iterator[str]:
 
 
 def _enabled(enabled: Enabled | None) -> str:
-    from deployd_core.cli.picture import ago
+    from deployd_core.picture import ago
 
     if enabled is None:
         return "nothing is enabled"
@@ -118,7 +143,7 @@ def _enabled(enabled: Enabled | None) -> str:
 
 def as_object(fleet: FleetStatus) -> dict[str, Any]:
     """A service for machines: ``deployd.status/1``."""
-    from deployd_core.cli.picture import count, stopped
+    from deployd_core.picture import count, stopped
 
     record = fleet.record
     return {
@@ -136,7 +161,7 @@ def as_object(fleet: FleetStatus) -> dict[str, Any]:
 
 def host_as_object(entry: HostEntry) -> dict[str, Any]:
     """A host for machines."""
-    from deployd_core.cli.picture import reason_of, state_of
+    from deployd_core.picture import reason_of, state_of
 
     status = entry.status
     return {

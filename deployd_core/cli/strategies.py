@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from deployd_core.cli.checking import facts_option, option_option, seed_options
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Group
 from deployd_core.cli.here import spec_option
@@ -25,10 +27,15 @@ from deployd_core.units import Duration
 @click.group(
     "strategies",
     cls=Group,
-    examples=["deployd strategies list", "deployd strategies show concurrency", "deployd strategies plan web"],
+    examples=[
+        "deployd strategies list",
+        "deployd strategies show concurrency",
+        "deployd strategies plan web",
+        "deployd strategies simulate concurrency",
+    ],
 )
 def command() -> None:
-    """List, describe and preview restart strategies."""
+    """List, describe, preview, check and simulate strategies."""
 
 
 @command.command("list", examples=["deployd strategies list", "deployd strategies list --json"])
@@ -99,3 +106,88 @@ def plan(settings: Settings, *, service: str, build: str, spec_file: Path | None
     story = tell(seen, here.plan, Assumptions(start=float(start)))
     print_story(here, seen, story, as_json=as_json)
     return Exit.DONE if story.ended is HostStep.CONVERGED else Exit.FAILED
+
+
+@command.command(
+    "check",
+    examples=[
+        "deployd strategies check concurrency",
+        "deployd strategies check concurrency --option instances_at_once=1",
+        "deployd strategies check by-night --seed 17 --seeds 1",
+    ],
+)
+@click.argument("name", shell_complete=complete_plugins)
+@option_option
+@facts_option
+@seed_options
+@json_option
+@config_options
+@pass_settings
+def check_strategy(
+    settings: Settings, *, name: str, options: tuple[str, ...], facts: str, seed: int, seeds: int, as_json: bool
+) -> int:
+    """Try a strategy on hundreds of modelled hosts before a real one. Touches nothing.
+
+    The real planner runs it, in virtual time, with failures, crashes at every act, and views as no host should show them: is it
+    pure, does it bring every host to an end, do its plans keep to its own limits? Exits with 1 when a check fails.
+    """
+    from deployd_core.cli.checking import check
+    from deployd_core.plugins import Kind
+
+    return check(settings.plugins(), Kind.STRATEGY, name, options=options, facts=facts, seed=seed, seeds=seeds, as_json=as_json)
+
+
+@command.command(
+    "simulate",
+    examples=[
+        "deployd strategies simulate concurrency --hosts 200 --zones 3 -o limit=10%",
+        "deployd strategies simulate iptables-drain --spec web.toml --faults crash:2,reboot:1,bad-build:5% --seeds 100",
+        "deployd strategies simulate concurrency --service web --svg web.svg",
+    ],
+)
+@click.argument("name", shell_complete=complete_plugins)
+@click.option("--hosts", type=click.IntRange(1, 100_000), default=200, show_default=True, metavar="N", help="Hosts of the fleet.")
+@click.option(
+    "--zones", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N", help="Zones they are spread over."
+)
+@click.option(
+    "--instances", type=click.IntRange(1, 1000), default=4, show_default=True, metavar="N", help="Instances of the service on each."
+)
+@click.option(
+    "--spec", "spec_file", metavar="FILE", type=click.Path(path_type=Path), help="Take instances, probe and timeouts from a spec."
+)
+@click.option("--service", metavar="SERVICE", default="", help="Take spec and hosts from ZooKeeper, which is only read.")
+@click.option("--build", metavar="ID", default="", help="What the build that is enabled is called.")
+@click.option("-o", "--option", "options", metavar="KEY=VALUE", multiple=True, help="An option of the strategy: limit=10%.")
+@click.option("--faults", metavar="LIST", default="", help="What goes wrong: NAME[:HOSTS][@WHEN], joined by commas; see below.")
+@click.option(
+    "--start", type=duration, metavar="DURATION", default="20s", help="Typical time until an instance is healthy. [default: 20s]"
+)
+@click.option("--seeds", type=click.IntRange(1, 1_000_000), default=1, show_default=True, metavar="N", help="How many runs.")
+@click.option("--seed", type=int, default=1, show_default=True, metavar="S", help="The seed of the first run.")
+@click.option("--svg", metavar="FILE", type=click.Path(path_type=Path), help="Write the picture to a file.")
+@click.option("--trace", metavar="FILE", type=click.Path(path_type=Path), help="Write every act of that run to a file.")
+@json_option
+@zookeeper_options
+@pass_settings
+def simulate(
+    settings: Settings, /, *, name: str, as_json: bool, svg: Path | None, trace: Path | None, spec_file: Path | None, **wishes: Any
+) -> int:
+    """Run a strategy over a virtual fleet, in virtual time.
+
+    Says how long a rollout takes, how much capacity stays, and which rules break. Planner, strategy and admission are the real
+    ones; hosts, instances and time are imagined, and everything comes from the seed.
+
+    Faults of hosts (2, or 5% of them) are crash, reboot, dead, session, lost-answer, late-watch, double-watch, failed-start,
+    bad-build, slow-start, slow-probe, flap, disk-full, join and leave; of the service newer-build, new-spec and pause. WHEN is a
+    time (10m), a part of the hosts that have got a permit (50%), or rand. The exit code is 1 when a rule was broken.
+    """
+    from deployd_core.cli.simulation import Wish, given, make_scenario, print_summary, run
+
+    if spec_file is not None and wishes["service"]:
+        raise click.UsageError("--spec and --service both say where the spec comes from: give one of them")
+    wish = Wish(strategy=name, spec_file=spec_file, where=given(settings, service=wishes["service"]), **wishes)
+    scenario = make_scenario(settings, wish)
+    summary = run(settings, wish, scenario)
+    print_summary(settings, wish, scenario, summary, as_json=as_json, svg=svg, trace=trace)
+    return Exit.FAILED if summary.broken else Exit.DONE

@@ -138,6 +138,7 @@ class MemoryEnsemble:
                 self.enable(service, build.build, build.digest, by=by, verb=Verb.PROMOTE)
             elif build is not None:
                 found.rollout = replace(found.rollout, promoted=build.build)
+                found.history.append(HistoryEntry(verb=Verb.PROMOTE, build=build.build, by=by, at=self._clock().isoformat()))
                 self._wrote(service, "rollout")
             return found.rollout_id(Role.FLEET)
 
@@ -289,11 +290,15 @@ class MemoryEnsemble:
             return Denied(code=Denial.CHANGED, reason=f"changed meanwhile: {', '.join(changed)}")
         policy = found.policy
         counts = limit.hosts or limit.per_zone or policy.ramp or policy.stagger or policy.min_available.at_least(100)
-        if counts and not self._first(found, snapshot, priority):
-            zone = snapshot.membership.zone
-            return Denied(code=Denial.QUEUED, reason=f"in the queue of zone {zone}: others asked first")
+        first = not counts or self._first(found, snapshot, priority)
+        queued = Denied(code=Denial.QUEUED, reason=f"in the queue of zone {snapshot.membership.zone}: others asked first")
+        if not first and not found.loses_patience(host, self._clock()):
+            return queued
         decision = admit(found.request(snapshot, limit, self._freeze, self._clock()))
         if isinstance(decision, Denied):
+            if not first:
+                del found.behind[host]  # the one before it is not to blame
+                return queued
             if decision.code in _LEAVES:
                 self.leave(snapshot.service, host)
             return decision

@@ -72,7 +72,8 @@ class MemoryCoordination:
             return self._ensemble.read(service, self._host, self._zones.get(service, "default"))
 
     def take_permit(self, snapshot: Snapshot, limit: FleetLimit, *, priority: int = 0) -> Permit | Denied:
-        """Ask for a permit under what the snapshot said."""
+        """Ask for a permit under what the snapshot said; what a host then waits for wakes it, whatever has woken it before."""
+        self._watched.add(snapshot.service)
         return self._write(lambda: self._ensemble.take(snapshot, limit, priority))
 
     def leave_queue(self, service: str) -> None:

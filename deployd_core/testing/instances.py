@@ -9,7 +9,9 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 PATIENCE = 10.0
 """Seconds after which nothing more is expected to happen."""
@@ -95,3 +97,19 @@ def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> b
             return False
         time.sleep(0.01)
     return True
+
+
+def free_port() -> int:
+    """A port of the loopback where nobody listens now."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def refusal(kind: type[E], call: Callable[[], object]) -> E:
+    """The error that a call must end with."""
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"it did not raise {kind.__name__}")

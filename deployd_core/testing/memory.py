@@ -11,7 +11,7 @@ from msgspec import Struct, field
 
 from deployd_core.admission import Request
 from deployd_core.advancing import Now, Standing
-from deployd_core.coordination import Enabled, Freeze, HistoryEntry, HostStatus, Membership, Permit, Rollout, Snapshot
+from deployd_core.coordination import PATIENCE, Enabled, Freeze, HistoryEntry, HostStatus, Membership, Permit, Rollout, Snapshot
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import RolloutTable, ServiceSpec
 
@@ -42,6 +42,8 @@ class MemoryService(Struct, kw_only=True):
     granted_at: datetime | None = None
     queues: dict[str, list[Waiting]] = field(default_factory=dict)
     waiters: dict[str, Waiting] = field(default_factory=dict)
+    behind: dict[str, tuple[str, datetime]] = field(default_factory=dict)
+    """Host → the one right before it in the queue, and since when it has stood behind that one without being to blame itself."""
     statuses: dict[str, HostStatus] = field(default_factory=dict)
     history: list[HistoryEntry] = field(default_factory=list)
     versions: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -94,6 +96,15 @@ class MemoryService(Struct, kw_only=True):
             waiter = self.waiters[host] = Waiting(rank, number, host, zone, snapshot.rollout_id)
             bisect.insort(self.queues.setdefault(zone, []), waiter)
         return self.queues[zone][0].host == host, turn
+
+    def loses_patience(self, host: str, now: datetime) -> bool:
+        """Whether the same host has stood before a waiter for so long that the waiter looks for itself whether there is room."""
+        waiter = self.waiters[host]
+        queue = self.queues[waiter.zone]
+        before = queue[bisect.bisect_left(queue, waiter) - 1].host
+        if self.behind.get(host, ("", now))[0] != before:
+            self.behind[host] = (before, now)
+        return now - self.behind[host][1] >= PATIENCE
 
     def request(self, snapshot: Snapshot, limit: FleetLimit, freeze: Freeze | None, now: datetime) -> Request:
         """Everything that decides whether a host may have a permit."""

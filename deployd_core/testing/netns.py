@@ -10,24 +10,17 @@ of iptables is shared with the machine; `isolated` makes that of a test. `NetNam
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import os
-import pickle
 import re
-import select
-import signal
 import subprocess
-import sys
-import time
-import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from deployd_core.errors import ConfigError, Unavailable
+from deployd_core.errors import ConfigError
+from deployd_core.testing.child import run_in_child
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,33 +40,13 @@ def run(function: Callable[[], R], *, timeout: float = _TIMEOUT) -> R:
     """
     if os.geteuid() != 0:
         raise ConfigError("only root may make network namespaces")
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with warnings.catch_warnings():
-        # A thread that some earlier test has left behind does no harm: the child takes none of its locks.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        _live(function, writing)
-    os.close(writing)
-    try:
-        answer = _read_all(reading, timeout)
-    finally:
-        os.close(reading)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    if answer is None:
-        raise Unavailable(f"{_name(function)} did not return within {timeout:g} s")
-    if not answer:
-        raise AssertionError(f"{_name(function)} ended without an answer")
-    good, value = pickle.loads(answer)  # noqa: S301 - our own child's
-    if not good:
-        raise AssertionError(value)
-    result: R = value
-    return result
+
+    def inside() -> R:
+        enter()
+        return function()
+
+    inside.__qualname__ = getattr(function, "__qualname__", repr(function))
+    return run_in_child(inside, timeout=timeout)
 
 
 def isolated(function: Callable[P, None]) -> Callable[P, None]:
@@ -163,52 +136,3 @@ class NetNamespace:
             six = ["nodad"] if ":" in address else []
             space.run(["ip", "addr", "add", address, "dev", name, *six])
             space.run(["ip", "link", "set", name, "up"])
-
-
-def _live(function: Callable[[], Any], writing: int) -> None:
-    """The whole life of the child: whatever happens in it ends here, and crosses to the parent as text."""
-    try:
-        os.setpgid(0, 0)  # so that what it starts ends with it
-        outcome = _Outcome()
-        with outcome:
-            enter()
-            outcome.answer = pickle.dumps((True, function()))
-        with open(writing, "wb", closefd=False) as pipe:
-            pipe.write(outcome.answer)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
-class _Outcome:
-    """What the child tells its parent."""
-
-    answer = b""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> bool:
-        if value is not None:
-            self.answer = pickle.dumps((False, "".join(traceback.format_exception(value))))
-        return True
-
-
-def _read_all(descriptor: int, timeout: float) -> bytes | None:
-    """What comes until the end; None when that takes too long."""
-    deadline = time.monotonic() + timeout
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN | select.POLLHUP)
-    found = b""
-    while True:
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            return None
-        chunk = os.read(descriptor, 1 << 16)
-        if not chunk:
-            return found
-        found += chunk
-
-
-def _name(function: Callable[..., object]) -> str:
-    return getattr(function, "__qualname__", repr(function))

@@ -1,4 +1,4 @@
-"""A TCP relay in front of a ZooKeeper server that can go down, and can swallow the answer to a transaction."""
+"""A TCP relay in front of a ZooKeeper server that can go down, swallow the answer to a transaction, or hold it up."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Relay:
         self._lock = threading.Lock()
         self._down = False
         self._swallow = False
+        self._first: Callable[[], object] | None = None
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=self._accept, name="relay", daemon=True).start()
@@ -54,6 +55,10 @@ class Relay:
     def lose_next_answer(self) -> None:
         """Let the next transaction reach the server, and cut the connection when its answer comes."""
         self._swallow = True
+
+    def before_next_transaction(self, action: Callable[[], object]) -> None:
+        """Do something when the next transaction has been sent, and before the server gets it."""
+        self._first = action
 
     def close(self) -> None:
         """End it."""
@@ -110,6 +115,9 @@ class Relay:
         first = True
         while frame := _read_frame(source):
             is_multi = not first and len(frame) >= 12 and struct.unpack_from(">i", frame, 8)[0] == _MULTI
+            action, self._first = (self._first, None) if is_multi else (None, self._first)
+            if action is not None:
+                action()
             if is_multi and self._swallow:
                 self._swallow = False
                 lost.set()

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from kazoo import exceptions as kazoo_errors
+from kazoo.protocol.states import EventType
 
 from deployd_core.errors import Conflict, Unavailable
+
+CREATED, DELETED = EventType.CREATED, EventType.DELETED
 
 
 class OutcomeUnknown(Unavailable):
@@ -61,6 +64,11 @@ class WatchEvent(Protocol):
     @property
     def path(self) -> str | None:
         """The node that changed, below the chroot."""
+        ...
+
+    @property
+    def type(self) -> str:
+        """What happened to it: `CREATED`, `DELETED`, or something else."""
         ...
 
 

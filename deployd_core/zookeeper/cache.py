@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 
 from deployd_core.errors import DeploydError
-from deployd_core.zookeeper.session import Children, Node, Session, WatchEvent
+from deployd_core.zookeeper.session import CREATED, Children, Node, Session, Stat, WatchEvent
 
 
 class NodeCache:
@@ -26,6 +26,8 @@ class NodeCache:
         # Data and children of a node are read apart, so that reading the one must not pass for reading the other.
         self._node_marks = _Marks()
         self._children_marks = _Marks()
+        self._created: set[str] = set()
+        """Nodes that are there by now, by the word of a watch."""
         self._generation = -1
         self.readings = 0
         """Grows with everything that is read anew: what was made of an earlier reading may not hold."""
@@ -44,7 +46,7 @@ class NodeCache:
         generation, needed = self._claim(wanted, self._nodes, self._node_marks)
         if needed:
             try:
-                fresh = self._session.get_many(needed, self.watch)
+                fresh = self._look(needed)
             except DeploydError:
                 self._mark(needed, self._node_marks)
                 raise
@@ -53,23 +55,43 @@ class NodeCache:
                 self.readings += 1
         return {path: self._nodes[path][1] for path in wanted}
 
-    def children(self, path: str) -> Children | None:
-        """The names below a node as they are now; a node that does not exist is looked for each time."""
-        generation, needed = self._claim([path], self._children, self._children_marks)
-        if needed or self._children[path][1] is None:
+    def children(self, paths: Iterable[str]) -> dict[str, Children | None]:
+        """The names below nodes as they are now; a node that does not exist is looked for each time."""
+        wanted = list(paths)
+        generation, needed = self._claim(wanted, self._children, self._children_marks)
+        needed += [path for path in wanted if path not in needed and self._children[path][1] is None]
+        if needed:
             try:
-                fresh = self._session.children(path, self.watch)
+                fresh = self._session.children_many(needed, self.watch)
             except DeploydError:
-                self._mark([path], self._children_marks)
+                self._mark(needed, self._children_marks)
                 raise
             with self._lock:
-                self._children[path] = (generation, fresh)
-        return self._children[path][1]
+                self._children.update({path: (generation, found) for path, found in fresh.items()})
+        return {path: self._children[path][1] for path in wanted}
 
     def forget(self, path: str | None = None) -> None:
         """Read a node, and what is below it, or (None) everything again next time."""
         with self._lock:
             self._fire(path)
+
+    def wrote(self, path: str, *, there: bool) -> None:
+        """We have created or deleted a node: read it again next time, and expect it to be there or not, which saves a request."""
+        with self._lock:
+            self._fire(path)
+            if there:
+                self._created.add(path)
+            elif path in self._nodes:
+                self._nodes[path] = (-1, None)
+
+    def _look(self, paths: list[str]) -> dict[str, Node | None]:
+        """Read nodes and watch them. For those that were not there it asks first, which also arms the watch."""
+        absent = [path for path in paths if path not in self._created and self._nodes.get(path, _NEVER)[1] is None]
+        appeared = self._session.stat_many(absent, self.watch) if absent else {}
+        fresh: dict[str, Node | None] = {path: None for path, stat in appeared.items() if stat is None}
+        with self._lock:
+            self._created.difference_update(paths)
+        return fresh | self._session.get_many([path for path in paths if path not in fresh], self.watch)
 
     def _claim(self, paths: list[str], known: Mapping[str, tuple[int, object]], marks: _Marks) -> tuple[int, list[str]]:
         # The marks go before the reading begins: a watch that fires during it marks the node again.
@@ -91,7 +113,13 @@ class NodeCache:
     def _fired(self, event: WatchEvent) -> None:
         with self._lock:
             self._fire(event.path)
+            if event.type == CREATED and event.path is not None:
+                self._created.add(event.path)
         self._changed()
+
+
+_NEVER = (-1, Node(b"", Stat(0, 0, 0, 0, 0, 0.0)))
+"""Stands for what was never read: most nodes that are asked for are there."""
 
 
 class _Marks:

@@ -181,9 +181,12 @@ class _Service:
             self._last = self._read()
             # As it was before: what somebody else reads meanwhile, when he asks for a permit, is looked at once more.
             self._readings = readings
+        if self._last.permit is not None:
+            self.desk.place.admitted()  # be it by another host
         return replace(self._last, queued=self.desk.place.path is not None)
 
     def take(self, snapshot: Snapshot, limit: FleetLimit, priority: int, now: datetime) -> Permit | Denied:
+        self._woken.clear()  # before asking: the end of what we are about to wait for may come before the next snapshot
         asking = Asking(snapshot=snapshot, limit=limit, priority=priority, down=bool(self._down), now=now)
         answer = self.desk.take(asking)
         if isinstance(answer, Denied) and answer.code is Denial.CHANGED:
@@ -198,7 +201,7 @@ class _Service:
         failed = not keep_failure and (self._rollout is None or self._host in self._rollout.failures)
         permits.release(self._session, self._name, self._host, status, held=held, failed=failed, was_down=self._down)
         self._down = status.down
-        self._cache.forget(path)
+        self._cache.wrote(path, there=False)
 
     def fail(self, snapshot: Snapshot, reason: str, now: datetime) -> None:
         record_failure(self._session, snapshot, reason, now)

@@ -110,6 +110,7 @@ def encode(value: Struct) -> bytes:
     return msgspec.json.encode(_without_none(msgspec.to_builtins(value, enc_hook=encode_unit)))
 
 
+@functools.lru_cache(maxsize=64)  # it is by far the largest, is looked at with every change of anything, and hardly ever changes
 def decode_spec(path: str, data: bytes) -> ServiceSpec | None:
     """Read a `spec` node; None when it is empty."""
     return _decode(path, data, ServiceSpec, "apply the spec again: deployd services apply FILE")

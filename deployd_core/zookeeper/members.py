@@ -48,6 +48,8 @@ class RollCall:
         self._service = service
         self._cache = cache
         self._paths = ServicePaths(service)
+        self.nodes = (self._paths.hosts, layout.AGENTS, self._paths.downs)
+        """What it reads the children of, to be read together with others."""
         self._zones: tuple[tuple[str, ...], Counter[str]] = ((), Counter())
 
     def call(self, zone: str | None) -> Roll:
@@ -57,7 +59,7 @@ class RollCall:
         exact.
         """
         cache, paths = self._cache, self._paths
-        names, agents, reported = (cache.children(path) for path in (paths.hosts, layout.AGENTS, paths.downs))
+        names, agents, reported = cache.children(self.nodes).values()
         registered = names.names if names else ()
         alive, sick = set(agents.names if agents else ()), set(reported.names if reported else ())
         suspects = [name for name in registered if name not in alive or name in sick]

@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from deployd_core.admission import Granted, Request, admit, unpromoted
+from deployd_core.clock import rfc3339
 from deployd_core.coordination import Denial, Denied, HostStatus, Permit, Rollout, Snapshot, Waiter
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import RolloutTable
@@ -34,7 +35,7 @@ from deployd_core.zookeeper.services import (
     gave_up,
     read_rollout,
 )
-from deployd_core.zookeeper.session import Children, Node, Refused, Session
+from deployd_core.zookeeper.session import Node, Refused, Session
 from deployd_core.zookeeper.status import add_report
 
 _BATCH = 32
@@ -168,6 +169,7 @@ class Desk:
         self.held, self.hosts = len(scene.holders), scene.roll.hosts
         decision = admit(_request(asking, scene, snapshot.host))
         if isinstance(decision, Denied):
+            self.place.be_patient(asking.now)
             return replace(decision, stuck=self._stuck(asking, scene))
         behind = self.place.behind_us() if asking.counts else ()
         if behind is None or (asking.counts and self.place.path is None):
@@ -181,9 +183,20 @@ class Desk:
         member = asking.snapshot.membership
         rank = class_of(member.role, down=asking.down, priority=asking.priority)
         self.place.join(member.zone, rank, asking.waiter(self._nonce))
-        if self.place.stands_behind(asking.now) is None:
+        if self.place.stands_behind(asking.now) is None and not (self.place.loses_patience(asking.now) and self._is_full(asking)):
             return None
         return Denied(code=Denial.QUEUED, reason=f"in the queue of zone {member.zone}: others asked first")
+
+    def _is_full(self, asking: Asking) -> bool:
+        """Whether everybody waits for room, and not for the one before them: all may lose patience while one host restarts, and
+        must not all watch the permits for that.
+        """
+        most = asking.limit.hosts.at_most(asking.snapshot.hosts) if asking.limit.hosts else None
+        permits = self._session.stat(self._paths.permits)
+        full = most is not None and permits is not None and permits.children >= most
+        if full:
+            self.place.be_patient(asking.now)
+        return full
 
     def _unpromoted(self, asking: Asking) -> Denied | None:
         """A host of the fleet does not even queue before the canaries are done, and watches nothing but the rollout."""
@@ -197,7 +210,8 @@ class Desk:
         """Read what the decision depends on, and watch it; None when it is not all there."""
         paths, cache = self._paths, self._cache
         gate = cache.read((paths.rollout,))[paths.rollout]
-        permits: Children | None = cache.children(paths.permits)
+        # In one round, on the way from a release to the next start.
+        permits = cache.children((paths.permits, *self._roll_call.nodes))[paths.permits]
         if gate is None or permits is None:
             return None
         rollout = read_rollout(paths, {paths.rollout: gate}, Problems(self._session))
@@ -247,12 +261,14 @@ class Desk:
         transaction.check(paths.rollout, scene.rollout_version)
         admission = scene.admission if asking.counts else -1
         admitted: list[tuple[str | None, Waiter]] = [(own, asking.waiter(self._nonce)), *also]
-        for number, (path, waiter) in enumerate(admitted):
+        for number, (_, waiter) in enumerate(admitted):
             if number:
                 transaction.check(paths.host(waiter.host), waiter.membership)
             # Once for each, so that the version counts permits.
             transaction.set(paths.permits, b"", admission + number if asking.counts else -1)
             transaction.create(paths.permit(waiter.host), layout.encode(_permit(asking, waiter)))
+        # After every permit: a host hears of its own before it hears that the one before it is gone, and need not ask.
+        for path, _ in admitted:
             if path is not None:
                 transaction.delete(path)
         try:
@@ -262,7 +278,8 @@ class Desk:
                 return Denied(code=Denial.CHANGED, reason=str(error))
             # Permits, rollout, a waiter: whichever it was is read again, though its watch may still be on the way.
             self._cache.forget(error.path)
-        self._cache.forget(paths.permit(self._host))
+            return None
+        self._cache.wrote(paths.permit(self._host), there=True)
         return None
 
 
@@ -333,7 +350,7 @@ def _permit(asking: Asking, waiter: Waiter) -> Permit:
         host=waiter.host,
         zone=asking.snapshot.membership.zone,
         rollout=waiter.rollout,
-        since=asking.now.isoformat(timespec="milliseconds"),
+        since=rfc3339(asking.now.timestamp()),
         nonce=waiter.nonce,
     )
 

@@ -9,23 +9,21 @@ The name of a node begins with its class: hosts that are down wait before those 
 priority.
 
 Failure: a node whose creation was not answered may be there; it is looked for by the session that owns it before another is made.
-The death of a waiter takes its node with its session. A head that stands still all the same is passed after a while (`PATIENCE`).
+The death of a waiter takes its node with its session. One that stands still although there is room is passed after a while.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from deployd_core.coordination import Waiter
-from deployd_core.errors import Unavailable
+from deployd_core.coordination import PATIENCE, Waiter
+from deployd_core.errors import DeploydError, Unavailable
 from deployd_core.model import Role
 from deployd_core.zookeeper import layout
 from deployd_core.zookeeper.layout import ServicePaths
-from deployd_core.zookeeper.services import ensure_scaffold
-from deployd_core.zookeeper.session import OutcomeUnknown, Refused, Session, Watch
+from deployd_core.zookeeper.services import Problems, ensure_scaffold
+from deployd_core.zookeeper.session import DELETED, OutcomeUnknown, Refused, Session, Watch, WatchEvent
 
-PATIENCE = timedelta(seconds=50)
-"""How long one and the same waiter may stand in the way before it is passed."""
 _PRIORITIES = 4999
 
 
@@ -38,21 +36,41 @@ def class_of(role: Role, *, down: bool, priority: int) -> str:
     return f"2{_PRIORITIES - max(-_PRIORITIES, min(_PRIORITIES, priority)):04d}"
 
 
+def read_queue(session: Session, service: str) -> dict[str, tuple[Waiter, ...]]:
+    """Who waits, by zone and in the order of their turns; a zone in which nobody does is left out."""
+    paths, problems = ServicePaths(service), Problems(session)
+    zones = session.children(paths.queue)
+    names = {zone: paths.zone_queue(zone) for zone in (zones.names if zones else ())}
+    listed = session.children_many(names.values())
+    found: dict[str, tuple[Waiter, ...]] = {}
+    for zone, parent in names.items():
+        listing = listed[parent]
+        nodes = session.get_many(f"{parent}/{name}" for name in (listing.names if listing else ()))
+        waiters = (problems.read(layout.decode_waiter, path, node, None) for path, node in nodes.items() if node is not None)
+        found[zone] = tuple(waiter for waiter in waiters if waiter is not None)
+    return {zone: waiters for zone, waiters in found.items() if waiters}
+
+
 class Place:
     """One host's place in the queue of one service."""
 
-    def __init__(self, session: Session, service: str, watch: Watch) -> None:
-        """Have `watch` fire when the waiter before us goes."""
+    def __init__(self, session: Session, service: str, wake: Watch) -> None:
+        """Have `wake` called when the waiter before us goes."""
         self._session = session
         self._service = service
         self._paths = ServicePaths(service)
-        self._watch = watch
+        self._wake = wake
+        self._watch = self._fired  # one object, so that arming it twice is arming it once
         self._zone = ""
         self._class = ""
         self._waiter: Waiter | None = None
         self._owner = 0
         self._before: str | None = None
         self._before_since: datetime | None = None
+        self._armed: str | None = None
+        """The waiter that is watched; what it was when its watch fired may not hold."""
+        self._gone: str | None = None
+        """One that has gone, by the word of its watch."""
         self._unsure = False
         self.path: str | None = None
         """Our node; None while we do not wait."""
@@ -110,13 +128,21 @@ class Place:
         """The waiter right before us, watched; None when there is none, or it has stood there for too long."""
         if self._before is None:
             return None
-        if self._session.stat(self._before, self._watch) is None:
+        if self._before == self._gone or not self._look_before(self._before):
             # Its turn came, nearly always. Should it have died in the middle of the queue, we are one head too many until we are
             # about to admit somebody, and look at the whole queue.
             self._before = None
             return None
         self._before_since = self._before_since or now
-        return self._before if now - self._before_since < PATIENCE else None
+        return None if self.loses_patience(now) else self._before
+
+    def loses_patience(self, now: datetime) -> bool:
+        """Whether the same waiter has stood before us for so long that we look for ourselves whether it leaves room unused."""
+        return self._before is not None and self._before_since is not None and now - self._before_since >= PATIENCE
+
+    def be_patient(self, now: datetime) -> None:
+        """Whoever is before us is not to blame: begin to wait anew."""
+        self._before_since = now
 
     def behind_us(self) -> tuple[str, ...] | None:
         """The nodes that wait behind ours, in their order; None when somebody is before us: we stand behind them now."""
@@ -132,21 +158,46 @@ class Place:
             return None
         return tuple(paths[place + 1 :])
 
+    def _look_before(self, path: str) -> bool:
+        """Whether a waiter is there, and watched."""
+        if self._armed == path:
+            return True
+        self._armed = path  # before looking, so that a watch which fires at once is not forgotten
+        try:
+            return self._session.stat(path, self._watch) is not None
+        except DeploydError:
+            self._armed = None
+            raise
+
+    def _fired(self, event: WatchEvent) -> None:
+        if event.type == DELETED:
+            self._gone = event.path
+        self._armed = None
+        self._wake(event)
+
     def _stand_behind(self, path: str | None) -> None:
         self._before, self._before_since = path, None
 
     def _create(self, data: bytes) -> str:
-        prefix = f"{self._paths.zone_queue(self._zone)}/{self._class}-"
+        queue = self._paths.zone_queue(self._zone)
+        prefix = f"{queue}/{self._class}-"
         try:
             try:
                 return self._session.create_sequential(prefix, data)
             except Refused:
-                ensure_scaffold(self._session, self._service)
-                self._session.create_if_missing(self._paths.zone_queue(self._zone))
+                # The first of its zone. Nearly always that is all that is missing, and a whole fleet may find out at once.
+                self._make(queue)
                 return self._session.create_sequential(prefix, data)
         except OutcomeUnknown:
             self._unsure = True
             raise
+
+    def _make(self, queue: str) -> None:
+        try:
+            self._session.create_if_missing(queue)
+        except Refused:
+            ensure_scaffold(self._session, self._service)
+            self._session.create_if_missing(queue)
 
     def _remove_all(self) -> None:
         """Delete what this session may have left in the queue: a second node of ours would be waited for by others."""

@@ -21,11 +21,24 @@ from kazoo.retry import KazooRetry
 from deployd_core.coordination import Link
 from deployd_core.errors import ConfigError, DeploydError, NotFound, Unavailable
 from deployd_core.zookeeper.address import Identity, client_options, split_address, why_unreachable
-from deployd_core.zookeeper.answers import Children, Node, OutcomeUnknown, Refused, Stat, Watch, WatchEvent, refusal_of
+from deployd_core.zookeeper.answers import (
+    CREATED,
+    DELETED,
+    Children,
+    Node,
+    OutcomeUnknown,
+    Refused,
+    Stat,
+    Watch,
+    WatchEvent,
+    refusal_of,
+)
 from deployd_core.zookeeper.link import LinkMonitor
 from deployd_core.zookeeper.transaction import Operation, Transaction
 
 __all__ = [
+    "CREATED",
+    "DELETED",
     "Children",
     "Identity",
     "Node",

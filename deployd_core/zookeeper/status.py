@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -58,6 +59,10 @@ class FleetStatus(Struct, frozen=True, kw_only=True):
     record: ServiceRecord
     hosts: tuple[HostEntry, ...]
     """Sorted by name."""
+    permits: tuple[Permit, ...] = ()
+    """Every permit that is held, also by hosts that are no longer registered."""
+    granted_at: datetime | None = None
+    """When the last one was granted, ever."""
     problem: str = ""
     """Nodes that hold nonsense."""
 
@@ -186,16 +191,25 @@ class Roster:
         nodes = cache.read(record_paths(paths))
         if nodes[paths.spec] is None:
             raise no_such_service(self._session, self._service)
-        members, permits = _names(cache.children(paths.hosts)), _names(cache.children(paths.permits))
+        below = (paths.hosts, paths.permits, layout.AGENTS, paths.downs)
+        members, permits, alive, down = (_names(children) for children in cache.children(below).values())
         wanted = [*(paths.host(name) for name in members), *(paths.status(name) for name in members)]
         details = cache.read([*wanted, *(paths.permit(name) for name in permits)])
         # Registration does not change the data of `hosts`, so what was read of it may count fewer.
         record = replace(assemble(self._session, self._service, nodes), hosts=len(members))
         problems = Problems(self._session)
-        alive, down = set(_names(cache.children(layout.AGENTS))), set(_names(cache.children(paths.downs)))
-        hosts = tuple(self._entry(name, record, details, problems, alive=name in alive, down=name in down) for name in members)
+        living, sick = set(alive), set(down)
+        hosts = tuple(self._entry(name, record, details, problems, alive=name in living, down=name in sick) for name in members)
         told = "; ".join(text for text in (record.problem, str(problems)) if text)
-        return FleetStatus(record=record, hosts=hosts, problem=told)
+        held = {name: node for name in permits if (node := details[paths.permit(name)]) is not None}
+        above = nodes[paths.permits]
+        return FleetStatus(
+            record=record,
+            hosts=hosts,
+            permits=tuple(layout.decode_permit(paths.permit(name), node.data, node.stat) for name, node in held.items()),
+            granted_at=datetime.fromtimestamp(above.stat.mtime, UTC) if above is not None and above.stat.version else None,
+            problem=told,
+        )
 
     def _entry(
         self, name: str, record: ServiceRecord, details: Mapping[str, Node | None], problems: Problems, *, alive: bool, down: bool

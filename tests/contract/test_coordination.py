@@ -6,18 +6,20 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from msgspec.structs import replace
 
 from deployd_core import rollouts
 from deployd_core.coordination import (
+    PATIENCE,
     AgentInfo,
     Coordination,
     Denial,
     Denied,
     Freeze,
+    HistoryEntry,
     HostStatus,
     Link,
     Membership,
@@ -28,10 +30,10 @@ from deployd_core.coordination import (
 )
 from deployd_core.errors import Unavailable
 from deployd_core.model import FleetLimit, Role
-from deployd_core.spec import InstancesTable, RolloutTable, ServiceSpec, ServiceTable
+from deployd_core.spec import InstancesTable, OnBudget, Promotion, RolloutTable, ServiceSpec, ServiceTable
 from deployd_core.testing.coordination import MemoryCoordination, MemoryEnsemble
 from deployd_core.testing.relay import Relay
-from deployd_core.units import Share
+from deployd_core.units import Duration, Share
 from deployd_core.zookeeper import layout, permits
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
 from deployd_core.zookeeper.session import Session
@@ -40,18 +42,30 @@ DIGEST = f"sha256:{'0' * 64}"
 ONE = FleetLimit(hosts=Share(1))
 
 
-def make_spec(budget: Share | None = None, root: str = "/srv/web") -> ServiceSpec:
-    """A spec that differs from another by its root or budget."""
+def make_spec(budget: Share | None = None, root: str = "/srv/web", **policy: Any) -> ServiceSpec:
+    """A spec that differs from another by its root, its budget or what else it says about rollouts."""
     return ServiceSpec(
         service=ServiceTable(root=root),
         source={"url": "file:///builds/{build}.tar.gz"},
         instances=InstancesTable(names=("web@8001",)),
-        rollout=RolloutTable(budget=budget or Share(0)),
+        rollout=RolloutTable(budget=budget or Share(0), **policy),
     )
+
+
+class Clock:
+    """The time that every host believes in; a test can let it pass."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
 
 
 class World(Protocol):
     """A place where hosts agree, and what people and accidents do to it."""
+
+    clock: Clock
 
     def host(self, name: str, wake: Callable[[str], object] = bool) -> Coordination: ...
     def apply(self, spec: ServiceSpec) -> None: ...
@@ -60,6 +74,11 @@ class World(Protocol):
     def pause(self) -> None: ...
     def freeze(self, until: datetime | None = None) -> None: ...
     def remove_permit(self, host: str) -> None: ...
+    def excuse(self, host: str) -> None: ...
+    def promote(self) -> None: ...
+    def gone(self, host: str) -> None: ...
+    def before_next_write(self, host: str, action: Callable[[], object]) -> None: ...
+    def history(self) -> tuple[HistoryEntry, ...]: ...
     def rollout(self) -> Rollout: ...
     def permits(self) -> tuple[Permit, ...]: ...
     def statuses(self) -> dict[str, HostStatus | None]: ...
@@ -72,7 +91,8 @@ class MemoryWorld:
     """The one in memory."""
 
     def __init__(self) -> None:
-        self.ensemble = MemoryEnsemble()
+        self.clock = Clock()
+        self.ensemble = MemoryEnsemble(self.clock)
         self.handles: dict[str, MemoryCoordination] = {}
 
     def host(self, name: str, wake: Callable[[str], object] = bool) -> Coordination:
@@ -96,6 +116,21 @@ class MemoryWorld:
 
     def remove_permit(self, host: str) -> None:
         self.ensemble.remove_permit("web", host)
+
+    def excuse(self, host: str) -> None:
+        self.ensemble.excuse("web", host, by="test", why="it burnt down")
+
+    def promote(self) -> None:
+        self.ensemble.promote("web", by="test")
+
+    def gone(self, host: str) -> None:
+        self.handles[host].link = Link.LOST
+
+    def before_next_write(self, host: str, action: Callable[[], object]) -> None:
+        action()  # there is nothing between reading and writing
+
+    def history(self) -> tuple[HistoryEntry, ...]:
+        return self.ensemble.history("web")
 
     def rollout(self) -> Rollout:
         return self.ensemble.rollout("web")
@@ -122,6 +157,7 @@ class ZooKeeperWorld:
     def __init__(self, address: str, stack: ExitStack) -> None:
         self.server, _, self.chroot = address.partition("/")
         self.stack = stack
+        self.clock = Clock()
         self.relays: dict[str, Relay] = {}
         self.sessions: dict[str, Session] = {}
         self.people = stack.enter_context(Session(self.server, f"/{self.chroot}"))
@@ -130,7 +166,7 @@ class ZooKeeperWorld:
     def host(self, name: str, wake: Callable[[str], object] = bool) -> Coordination:
         self.relays[name] = self.stack.enter_context(Relay(self.server))
         session = Session(self.relays[name].address, f"/{self.chroot}", session_timeout=4, operation_timeout=2)
-        coordination = ZooKeeperCoordination(session, name, wake)
+        coordination = ZooKeeperCoordination(session, name, wake, clock=self.clock)
         self.sessions[name] = self.stack.enter_context(session)
         coordination.announce(AgentInfo(host=name, instance=f"test:{name}"))
         return coordination
@@ -152,6 +188,21 @@ class ZooKeeperWorld:
 
     def remove_permit(self, host: str) -> None:
         self.people.delete(layout.ServicePaths("web").permit(host))
+
+    def excuse(self, host: str) -> None:
+        rollouts.excuse(self.people, "web", host, by="test", why="it burnt down")
+
+    def promote(self) -> None:
+        rollouts.promote(self.people, "web", by="test", force=True, why="test")
+
+    def gone(self, host: str) -> None:
+        self.sessions[host].close()
+
+    def before_next_write(self, host: str, action: Callable[[], object]) -> None:
+        self.relays[host].before_next_transaction(action)
+
+    def history(self) -> tuple[HistoryEntry, ...]:
+        return rollouts.history(self.people, "web")
 
     def rollout(self) -> Rollout:
         return rollouts.read_service(self.people, "web").rollout
@@ -220,16 +271,19 @@ def code_of(answer: Permit | Denied) -> Denial | None:
     return answer.code if isinstance(answer, Denied) else None
 
 
-def status_of(snapshot: Snapshot, step: str = "converged") -> HostStatus:
+def status_of(snapshot: Snapshot, step: str = "converged", *, down: bool = False) -> HostStatus:
     """A report."""
+    build = snapshot.enabled.build if snapshot.enabled else "v1"
     return HostStatus(
         host=snapshot.host,
         zone=snapshot.membership.zone,
         role=snapshot.membership.role,
-        wanted="v1",
-        served="v1",
+        wanted=build,
+        served=build,
         step=step,
         since="2026-11-23T12:00:00Z",
+        rollout=snapshot.rollout_id,
+        down=down,
     )
 
 
@@ -394,6 +448,26 @@ def test_a_release_wakes_the_host_that_waits_for_room(world: World) -> None:
     assert bell.wait()
     assert isinstance(take_until_known(second), Permit)
     assert ["h2"] == [permit.host for permit in world.permits()]
+
+
+def test_what_happens_while_a_host_asks_wakes_it_although_it_was_woken_before(world: World) -> None:
+    """A host that was woken, and asks before it looks again, is woken once more by the release that it waits for."""
+    bell = Bell()
+    first, second = joined(world, "h1"), joined(world, "h2", wake=bell)
+    world.enable("v1")
+    assert isinstance(take_until_known(first), Permit)
+    take_until(second, Denial.SLOTS_FULL)
+    snapshot = second.snapshot("web")
+    quieten(second, bell)
+    world.pause()
+    assert bell.wait()
+
+    assert Denial.PAUSED is code_of(second.take_permit(snapshot, ONE))
+    bell.rung.clear()
+    snapshot = first.snapshot("web")
+    first.release_permit(snapshot, status_of(snapshot))
+
+    assert bell.wait()
 
 
 def test_a_limit_counts_registered_hosts_and_zones(world: World) -> None:
@@ -721,3 +795,413 @@ def test_the_hosts_of_a_record_are_counted(world: World) -> None:
     take_until_known(first)
 
     assert 3 == settled(first, first.snapshot("web").rollout_id).hosts
+
+
+# Whose turn it is
+
+
+def give_back(host: Coordination, step: str = "converged") -> None:
+    """Release, and report."""
+    snapshot = host.snapshot("web")
+    host.release_permit(snapshot, status_of(snapshot, step))
+
+
+def ask_all(hosts: dict[str, Coordination], limit: FleetLimit = ONE) -> dict[str, Denial | None]:
+    """Have every host ask, in this order."""
+    return {name: code_of(take_until_known(host, limit)) for name, host in hosts.items()}
+
+
+def holders(world: World) -> list[str]:
+    """Who holds a permit."""
+    return [permit.host for permit in world.permits()]
+
+
+def next_holder(world: World, hosts: dict[str, Coordination]) -> str:
+    """Have the holder give back, and the others ask again and again until one of them holds a permit: who?"""
+    (holder,) = holders(world)
+    give_back(hosts.pop(holder))
+    eventually(lambda: bool(ask_all(dict(reversed(hosts.items())))) and bool(holders(world)))
+    return holders(world)[0]
+
+
+def waiting(world: World, names: str, limit: FleetLimit = ONE) -> dict[str, Coordination]:
+    """Hosts that asked one after the other for the one permit there is; the first has it."""
+    hosts = {name: joined(world, name) for name in names.split()}
+    world.enable("v1")
+    ask_all(hosts, limit)
+    return hosts
+
+
+def test_waiters_are_served_as_they_came(world: World) -> None:
+    """Whoever asks first after a release, the one who waits longest is next."""
+    hosts = waiting(world, "h3 h1 h4 h2")
+
+    served = [next_holder(world, hosts) for _ in range(3)]
+
+    assert ["h1", "h4", "h2"] == served
+
+
+def test_hosts_that_are_down_come_first_then_canaries_then_the_important(world: World) -> None:
+    """The order in the queue is: repair, canary role, priority, arrival."""
+    hosts = {name: joined(world, name) for name in ("holder", "late", "early", "vital", "canary", "sick")}
+    world.set_role("canary", Role.CANARY)
+    world.enable("v1")
+    two = FleetLimit(hosts=Share(2))  # one of them is what the sick host takes by being down
+    assert None is code_of(take_until_known(hosts["holder"], two))
+    sick = hosts["sick"].snapshot("web")
+    hosts["sick"].report("web", status_of(sick, "degraded", down=True))
+    wanted = {name: {"vital": 5, "late": -5}.get(name, 0) for name in hosts if name != "holder"}
+
+    def ask(name: str) -> Denial | None:
+        return code_of(hosts[name].take_permit(hosts[name].snapshot("web"), ONE, priority=wanted[name]))
+
+    eventually(lambda: all(ask(name) in (Denial.QUEUED, Denial.SLOTS_FULL) for name in wanted))
+    served = []
+    while wanted:
+        give_back(hosts[holders(world)[0]])
+        eventually(lambda: any(ask(name) is None for name in wanted))
+        served += holders(world)
+        del wanted[served[-1]]
+
+    assert ["sick", "canary", "vital", "early", "late"] == served
+
+
+@pytest.mark.parametrize("dead", ["h2", "h3"])
+def test_a_dead_waiter_does_not_stop_those_behind_it(world: World, dead: str) -> None:
+    """Whether the head dies or one in the middle, the others get their turn; the dead one counts as down until it is excused."""
+    hosts = waiting(world, "h1 h2 h3 h4")
+
+    world.gone(dead)
+    del hosts[dead]
+    give_back(hosts.pop("h1"))
+    eventually(lambda: Denial.CAPACITY in ask_all(hosts).values())
+    assert [] == holders(world)
+    world.excuse(dead)
+
+    eventually(lambda: None in ask_all(hosts).values())
+    (first,) = holders(world)
+    assert ({"h2", "h3"} - {dead}, "h4") == ({first}, next_holder(world, hosts))
+
+
+def test_whoever_waits_for_a_dead_one_is_woken(world: World) -> None:
+    """The death of the one before it wakes a waiter."""
+    bell = Bell()
+    hosts = {name: joined(world, name) for name in ("h1", "h2")}
+    hosts["h3"] = joined(world, "h3", wake=bell)
+    world.enable("v1")
+    ask_all(hosts)
+    quieten(hosts["h3"], bell)
+
+    world.gone("h2")
+
+    assert bell.wait()
+
+
+def test_leaving_the_queue_makes_room_for_the_next(world: World) -> None:
+    """A host that has nothing to restart any more stands in nobody's way; leaving twice is leaving once."""
+    bell = Bell()
+    hosts = {name: joined(world, name) for name in ("h1", "h2")}
+    hosts["h3"] = joined(world, "h3", wake=bell)
+    world.enable("v1")
+    ask_all(hosts)
+    assert hosts["h2"].snapshot("web").queued
+    quieten(hosts["h3"], bell)
+
+    for _ in range(2):
+        hosts["h2"].leave_queue("web")
+
+    assert bell.wait()
+    assert not hosts["h2"].snapshot("web").queued
+    give_back(hosts["h1"])
+    eventually(lambda: code_of(take(hosts["h3"])) is None)
+
+
+def test_a_head_that_waits_for_room_is_never_passed(world: World) -> None:
+    """However long there is no room, those behind the head stay behind it."""
+    hosts = waiting(world, "h1 h2 h3")
+    assert {"h2": Denial.SLOTS_FULL, "h3": Denial.QUEUED} == {name: code_of(take(hosts[name])) for name in ("h2", "h3")}
+
+    for _ in range(3):
+        world.clock.ahead += PATIENCE + timedelta(seconds=1)
+        assert Denial.QUEUED is code_of(take(hosts["h3"]))
+
+
+def test_a_head_that_stands_still_is_passed_after_a_while(world: World) -> None:
+    """When there is room and the head does not take it, the next one does, though not at once."""
+    hosts = waiting(world, "h1 h2 h3")
+    give_back(hosts["h1"])
+    eventually(lambda: not world.permits())
+    assert Denial.QUEUED is code_of(take_until_known(hosts["h3"]))
+
+    world.clock.ahead += PATIENCE + timedelta(seconds=1)
+
+    assert None is code_of(take_until_known(hosts["h3"]))
+    assert ["h3"] == holders(world)
+
+
+def test_room_for_several_is_filled_at_once(world: World) -> None:
+    """When three permits come back, the three that waited longest have them after each of them has asked once."""
+    three = FleetLimit(hosts=Share(3))
+    hosts = waiting(world, "h1 h2 h3 h4 h5 h6 h7", three)
+    assert ["h1", "h2", "h3"] == holders(world)
+    for name in ("h1", "h2", "h3"):
+        give_back(hosts.pop(name))
+
+    eventually(lambda: None is ask_all(hosts, three)["h4"])
+
+    assert ["h4", "h5", "h6"] == holders(world)
+
+
+@pytest.mark.zookeeper
+def test_the_head_admits_those_behind_it(zookeeper: str) -> None:
+    """On ZooKeeper one transaction admits as many as there is room for, and they are woken and need not ask."""
+    with ExitStack() as stack:
+        world = ZooKeeperWorld(zookeeper, stack)
+        world.apply(make_spec())
+        bell = Bell()
+        hosts = {name: joined(world, name) for name in ("h1", "h2", "h3")}
+        hosts["h4"] = joined(world, "h4", wake=bell)
+        world.enable("v1")
+        two = FleetLimit(hosts=Share(2))
+        ask_all(hosts, two)
+        give_back(hosts["h1"])
+        give_back(hosts["h2"])
+        quieten(hosts["h4"], bell)
+
+        eventually(lambda: None is code_of(take(hosts["h3"], two)))
+
+        assert ["h3", "h4"] == holders(world)
+        assert bell.wait()
+        permit = hosts["h4"].snapshot("web").permit
+        assert permit is not None
+        assert permit == hosts["h4"].take_permit(hosts["h4"].snapshot("web"), two)
+
+
+@pytest.mark.parametrize("stop", ["halt", "pause", "freeze", "enable"])
+def test_what_commits_between_reading_and_granting_stops_the_grant(world: World, stop: str) -> None:
+    """A stop that is committed after a host has read everything, and before its grant arrives, is obeyed."""
+    host, other = joined(world, "h1"), joined(world, "h2")
+    rollout_id = world.enable("v1")
+    snapshot, others = settled(host, rollout_id), settled(other, rollout_id)
+    stops: dict[str, Callable[[], object]] = {
+        "halt": lambda: other.record_failure(others, "will not start"),
+        "pause": world.pause,
+        "freeze": world.freeze,
+        "enable": lambda: world.enable("v2"),
+    }
+    world.before_next_write("h1", stops[stop])
+
+    answer = host.take_permit(snapshot, ONE)
+
+    assert {"halt": Denial.HALTED, "pause": Denial.PAUSED}.get(stop, Denial.CHANGED) is code_of(answer)
+    assert () == world.permits()
+
+
+# Hosts that are down, and the rest of the policy
+
+
+def test_hosts_that_are_gone_use_up_the_limit_and_repair_does_not_wait_for_it(world: World) -> None:
+    """With a host gone there is no room for a healthy one, while one that is down itself may be repaired."""
+    hosts = {name: joined(world, name) for name in ("h1", "h2", "h3", "h4")}
+    world.enable("v1")
+    world.gone("h1")
+    take_until(hosts["h2"], Denial.CAPACITY)
+    denied = take_until_known(hosts["h2"])
+    assert isinstance(denied, Denied)
+    assert ("h1",) == denied.blockers
+
+    sick = hosts["h3"].snapshot("web")
+    hosts["h3"].report("web", status_of(sick, "degraded", down=True))
+
+    eventually(lambda: None is code_of(take(hosts["h3"])))
+    assert Denial.SLOTS_FULL is code_of(take_until_known(hosts["h4"])) or Denial.QUEUED is code_of(take_until_known(hosts["h4"]))
+
+
+def test_an_excuse_ends_when_the_agent_comes_back(world: World) -> None:
+    """An excused host is not waited for, until its agent is there again; gone once more it counts again."""
+    first, second = joined(world, "h1"), joined(world, "h2")
+    world.enable("v1")
+    world.gone("h1")
+    take_until(second, Denial.CAPACITY)
+    world.excuse("h1")
+    eventually(lambda: None is code_of(take(second)))
+    give_back(second)
+
+    first = joined(world, "h1")
+    assert None is first.snapshot("web").membership.excused
+    world.gone("h1")
+
+    take_until(second, Denial.CAPACITY)
+
+
+def test_a_ramp_begins_small(world: World) -> None:
+    """The first step lets one host go, and the next ones only when it has finished."""
+    world.apply(make_spec(ramp=(Share(1), Share(2))))
+    four = FleetLimit(hosts=Share(4))
+    hosts = {name: joined(world, name) for name in ("h1", "h2", "h3", "h4", "h5")}
+    world.enable("v1")
+
+    assert None is code_of(take_until_known(hosts["h1"], four))
+    denied = take_until_known(hosts["h2"], four)
+    assert isinstance(denied, Denied)
+    assert (Denial.SLOTS_FULL, True) == (denied.code, "step 1 of the ramp" in denied.reason)
+    give_back(hosts.pop("h1"))
+
+    eventually(lambda: bool(ask_all(hosts, four)) and len(world.permits()) == 2)
+    assert ["h2", "h3"] == holders(world)
+
+
+def test_a_stagger_keeps_hosts_apart(world: World) -> None:
+    """The next host is told when it may begin, and may then."""
+    world.apply(make_spec(stagger=Duration("10m")))
+    first, second = joined(world, "h1"), joined(world, "h2")
+    world.enable("v1")
+    assert None is code_of(take_until_known(first))
+    give_back(first)
+
+    take_until(second, Denial.STAGGER)
+    denied = take_until_known(second)
+    assert isinstance(denied, Denied)
+    assert denied.until is not None
+    assert timedelta(minutes=9) < datetime.fromisoformat(denied.until) - world.clock() <= timedelta(minutes=10)
+    world.clock.ahead += timedelta(minutes=11)
+
+    assert None is code_of(take_until_known(second))
+
+
+def test_min_available_is_kept(world: World) -> None:
+    """No host begins while fewer others would be left than must stay."""
+    world.apply(make_spec(min_available=Share(2)))
+    hosts = {name: joined(world, name) for name in ("h1", "h2", "h3")}
+    world.enable("v1")
+
+    assert None is code_of(take_until_known(hosts["h1"], FleetLimit(hosts=Share(3))))
+    denied = take_until_known(hosts["h2"], FleetLimit(hosts=Share(3)))
+
+    assert isinstance(denied, Denied)
+    assert (Denial.CAPACITY, True) == (denied.code, "min_available 2" in denied.reason)
+
+
+def test_the_fleet_waits_for_the_canaries_and_then_for_a_promotion(world: World) -> None:
+    """With `canary_first` a host of the fleet is refused until the build is promoted, and woken by that."""
+    bell = Bell()
+    world.apply(make_spec(canary_first=True))
+    canary, host = joined(world, "h1"), joined(world, "h2", wake=bell)
+    world.set_role("h1", Role.CANARY)
+    world.enable("v1")
+    take_until(host, Denial.PROMOTION)
+    eventually(lambda: canary.snapshot("web").membership.role is Role.CANARY and None is code_of(take(canary)))
+    give_back(canary)
+    quieten(host, bell)
+    assert Denial.PROMOTION is code_of(take(host))
+
+    world.promote()
+
+    assert bell.wait()
+    eventually(lambda: None is code_of(take(host)))
+
+
+# How a rollout goes on
+
+
+def nobody_minds(build: str) -> str:
+    """A veto that is none."""
+    return ""
+
+
+def complete(hosts: dict[str, Coordination]) -> None:
+    """Have every host restart, one after the other, and take the rollout further."""
+    for host in hosts.values():
+        eventually(lambda host=host: None is code_of(take(host)))  # type: ignore[misc]
+        give_back(host)
+    for host in hosts.values():
+        host.advance(host.snapshot("web"), nobody_minds)
+
+
+def verbs(world: World) -> list[str]:
+    """What the history tells."""
+    return [entry.verb.value for entry in world.history()]
+
+
+def test_a_rollout_is_complete_once_and_by_the_last(world: World) -> None:
+    """While a host has not finished nothing is put on record, and afterwards one entry, whoever notices."""
+    hosts = {name: joined(world, name) for name in ("h1", "h2")}
+    rollout_id = world.enable("v1")
+    settled(hosts["h1"], rollout_id)
+    assert None is code_of(take_until_known(hosts["h1"]))
+    give_back(hosts["h1"])
+    assert isinstance(hosts["h1"].advance(hosts["h1"].snapshot("web"), nobody_minds), float)
+    assert ["enable"] == verbs(world)
+
+    eventually(lambda: None is code_of(take(hosts["h2"])))
+    give_back(hosts["h2"])
+
+    assert [None, None] == [host.advance(host.snapshot("web"), nobody_minds) for host in hosts.values()]
+    assert ["enable", "complete"] == verbs(world)
+    completed = world.rollout().completed
+    assert completed is not None
+    assert ({rollout_id}, "v1") == (set(world.rollout().done), completed.build)
+
+
+def test_over_budget_a_rollout_goes_back_exactly_once(world: World) -> None:
+    """The failure over the budget enables the last completed build; another one changes nothing, and one on the way back halts."""
+    world.apply(make_spec(on_budget=OnBudget.ROLLBACK))
+    hosts = {name: joined(world, name) for name in ("h1", "h2")}
+    settled(hosts["h1"], world.enable("v1"))
+    complete(hosts)
+    bad = world.enable("v2")
+    snapshots = {name: settled(host, bad) for name, host in hosts.items()}
+
+    for name, host in hosts.items():
+        host.record_failure(snapshots[name], "will not start")
+
+    back = eventual_build(hosts["h1"], "v1")
+    assert (bad, RolloutState.OPEN) == (world.rollout().rollback_of, world.rollout().state)
+    assert ["enable", "complete", "enable", "rollback"] == verbs(world)
+
+    hosts["h1"].record_failure(back, "will not start either")
+
+    assert RolloutState.HALTED is world.rollout().state
+    assert ["enable", "complete", "enable", "rollback", "halt"] == verbs(world)
+    assert "v1" == eventual_build(hosts["h2"], "v1").rollout_id.partition("-")[0]
+
+
+def test_without_a_completed_build_a_rollout_over_budget_halts(world: World) -> None:
+    """There is nothing to go back to."""
+    world.apply(make_spec(on_budget=OnBudget.ROLLBACK))
+    host = joined(world, "h1")
+
+    host.record_failure(settled(host, world.enable("v1")), "will not start")
+
+    assert RolloutState.HALTED is world.rollout().state
+    assert ["enable", "halt"] == verbs(world)
+
+
+def test_a_build_is_promoted_by_itself_when_it_has_baked(world: World) -> None:
+    """The canary hosts ask again when the time is over, a veto is heard, and without one the fleet has the build."""
+    world.apply(make_spec(canary_first=True, promotion=Promotion.AUTO, bake=Duration("10m")))
+    canary, host = joined(world, "h1"), joined(world, "h2")
+    world.set_role("h1", Role.CANARY)
+    world.enable("v1")
+    eventually(lambda: canary.snapshot("web").membership.role is Role.CANARY and None is code_of(take(canary)))
+    snapshot = canary.snapshot("web")
+    canary.release_permit(snapshot, replace(status_of(snapshot), since=world.clock().isoformat()))
+
+    wait = canary.advance(canary.snapshot("web"), nobody_minds)
+    assert wait is not None
+    assert 0 < wait <= 600
+    world.clock.ahead += timedelta(minutes=11)
+    asked: list[str] = []
+    assert None is not canary.advance(canary.snapshot("web"), lambda build: asked.append(build) or "not on my watch")
+    assert ["v1"] == asked
+    take_until(host, Denial.PROMOTION)
+    canary.advance(canary.snapshot("web"), nobody_minds)
+
+    assert "promote" in verbs(world)
+    eventually(lambda: None is code_of(take(host)))
+
+
+def eventual_build(host: Coordination, build: str) -> Snapshot:
+    """Wait until a host has heard that a build is enabled."""
+    eventually(lambda: getattr(host.snapshot("web").enabled, "build", None) == build)
+    return host.snapshot("web")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from deployd_core.api import ConfigError, Gate
-from deployd_core.testing.gates import BypassContract, CountingContract, GateContract, HoldingContract, LeaseContract
+from deployd_core.testing.gates import BypassContract, ClearingContract, CountingContract, HoldingContract, LeaseContract
 from deployd_core.testing.instances import eventually
 from deployd_core.testing.netns import firewall, isolated
 from deployd_plugins.gates.auto import AutoGate, AutoOptions
@@ -43,7 +43,7 @@ def forked(function: Callable[[], object]) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-class FirewallContract(LeaseContract, BypassContract, HoldingContract, CountingContract):
+class FirewallContract(ClearingContract, LeaseContract, BypassContract, HoldingContract, CountingContract):
     """All that a firewall can, among other people's rules, programs and accidents."""
 
     others: tuple[str, ...]
@@ -330,7 +330,7 @@ class TestNftables(FirewallContract):
         return re.sub(r"(?ms)^table inet deployd \{.*?^\}\n", "", firewall()["nft list ruleset"])
 
 
-class TestOneAddress(GateContract):
+class TestOneAddress(ClearingContract):
     """iptables, for one address alone."""
 
     hosts = ("127.0.0.1",)
@@ -339,7 +339,7 @@ class TestOneAddress(GateContract):
         return IptablesGate(IptablesOptions(address="{address}"))
 
 
-class TestOneAddressByNftables(GateContract):
+class TestOneAddressByNftables(ClearingContract):
     """nftables, for one address alone."""
 
     hosts = ("127.0.0.1",)
@@ -348,7 +348,7 @@ class TestOneAddressByNftables(GateContract):
         return NftablesGate(NftablesOptions(address="{address}"))
 
 
-class TestAuto(GateContract):
+class TestAuto(ClearingContract):
     """Whichever this host uses."""
 
     def make_gate(self) -> Gate[Any]:

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 
 from deployd_core.clock import SystemClock
-from deployd_core.coordination import Link
+from deployd_core.coordination import Link, Permit
 from deployd_core.engine import Engine
 from deployd_core.events import Events
+from deployd_core.model import FleetLimit
 from deployd_core.performing import Identity
 from deployd_core.plugins import Plugins, convert
 from deployd_core.spec import ServiceSpec
 from deployd_core.testing.coordination import MemoryEnsemble
+from deployd_core.units import Share
 
 
 class Host:
@@ -204,3 +206,22 @@ def test_old_releases_go_after_a_deploy(host: Host) -> None:
         time.sleep(0.05)
     assert {"v3", "v4"} <= set(kept)
     assert "v0" not in kept
+
+
+def test_the_queue_is_left_once(host: Host) -> None:
+    """A host that waits for a permit and is to serve another build leaves the queue with one write, while it fetches that."""
+    host.apply(restart={"strategy": "concurrency", "options": {"limit": 1}})
+    other = host.ensemble.coordination("h2")
+    other.join("web", "z")
+    other.snapshot("web")
+    host.enable("v1")
+    assert isinstance(other.take_permit(other.snapshot("web"), FleetLimit(hosts=Share(1))), Permit)
+    host.start()
+    host.wait(lambda status: status.step == "waiting")
+    inner, left = host.coordination.leave_queue, []
+    host.coordination.leave_queue = lambda service: (left.append(service), inner(service))
+
+    host.ensemble.enable("web", "no-such", f"sha256:{'0' * 64}")
+    host.wait(lambda status: (status.wanted, status.step) == ("no-such", "fetching") and "no-such" in status.last_error)
+
+    assert ["web"] == left

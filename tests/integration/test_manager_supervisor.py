@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +18,10 @@ from deployd_core.api import ConfigError, RestartFailed, State, Unavailable
 from deployd_core.testing.sample import SampleService
 from deployd_core.testing.supervisor import Program, Supervisord
 from deployd_plugins.managers.supervisor import SupervisorManager, SupervisorOptions
+
+_DEAF_AT_FIRST = (
+    "import signal,time;signal.signal(15,signal.SIG_IGN);time.sleep(0.4);signal.signal(15,signal.SIG_DFL);time.sleep(60)"
+)
 
 
 @pytest.fixture
@@ -30,7 +38,9 @@ def supervisord(service: SampleService, tmp_path: Path) -> Iterator[Supervisord]
     missing = Program(command=["/nonexistent/server"], directory=service.current)
     lost = Program(command=["sleep", "60"], directory=tmp_path / "no-such-directory", startretries=0)
     dying = Program(command=service.command(1, "die"), directory=service.current, startretries=5)
-    with Supervisord(tmp_path / "run", {"web": sleep, "missing": missing, "lost": lost, "dying": dying}) as supervisord:
+    deaf = Program(command=[sys.executable, "-S", "-c", _DEAF_AT_FIRST], directory=service.current, stopwaitsecs=60)
+    programs = {"web": sleep, "missing": missing, "lost": lost, "dying": dying, "deaf": deaf}
+    with Supervisord(tmp_path / "run", programs) as supervisord:
         yield supervisord
 
 
@@ -75,6 +85,21 @@ def test_program_that_is_tried_again_counts_as_starting(supervisord: Supervisord
     assert (State.STARTING, None) == (status.state, status.pid)
     manager(supervisord).stop(service.call("dying"))
     assert manager(supervisord).state(service.call("dying")).state is State.STOPPED
+
+
+def test_a_process_that_lost_the_signal_to_stop_gets_it_again(
+    supervisord: Supervisord, service: SampleService, tmp_path: Path
+) -> None:
+    """A child that has yet to become the program is deaf: it is told once more, and no restart waits for stopwaitsecs."""
+    manager(supervisord).start(service.call("deaf"))
+    first = manager(supervisord).state(service.call("deaf")).pid
+    while not int(re.findall(r"SigIgn:\s(\w+)", Path(f"/proc/{first}/status").read_text())[0], 16) & 1 << signal.SIGTERM - 1:
+        time.sleep(0.001)
+
+    manager(supervisord).restart(service.call("deaf", timeout=10.0))
+
+    assert first not in (None, manager(supervisord).state(service.call("deaf")).pid)
+    assert "SIGKILL" not in (tmp_path / "run" / "supervisord.log").read_text()
 
 
 def test_reload_sends_the_signal(supervisord: Supervisord, service: SampleService) -> None:

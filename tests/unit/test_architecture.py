@@ -104,10 +104,11 @@ def test_the_core_knows_no_firewall():
 
 
 def test_production_does_not_import_the_test_kit():
-    """deployd_core.testing is for tests, and for the demo."""
-    users = {name for name in importers("deployd_core.testing") if not name.startswith("deployd_core/testing/")}
+    """deployd_core.testing is for tests, the checks of plugins among them, and for the demo."""
+    kit = ("deployd_core/testing/", "deployd_core/conformance/")
+    users = {name for name in importers("deployd_core.testing") if not name.startswith(kit)}
 
-    assert {"deployd_core/demo.py"} >= users
+    assert {"deployd_core/demo.py", "deployd_core/simulate/world.py"} >= users
 
 
 PACKAGES = {"deployd_strategies", "deployd_plugins"}

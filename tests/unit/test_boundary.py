@@ -1,8 +1,10 @@
 """The one place where a plugin's code is called."""
 
+import threading
+
 import pytest
 
-from deployd_core.boundary import Bound, Provider, call_plugin
+from deployd_core.boundary import Bound, Provider, call_plugin, trace
 from deployd_core.errors import ConfigError, DeploydError, PluginError, RestartFailed, Unavailable
 
 ACME = Provider(entry="acme", distribution="acme-deployd", version="0.3", origin="acme_deployd.restart")
@@ -63,3 +65,50 @@ def test_a_file_is_named_by_its_path():
     provider = Provider(entry="night", distribution="file", version="", origin="/etc/deployd/plugins.d/night.py")
 
     assert "night (/etc/deployd/plugins.d/night.py)" == str(provider)
+
+
+def test_an_answer_in_time_is_the_answer():
+    """On a thread of its own a call returns and raises what it would on this one."""
+    bound = Bound([3, 1, 2], "list", ACME)
+
+    assert [1, 2, 3] == bound.call_within(10, "sorting", sorted)
+    with pytest.raises(PluginError, match="acme .* failed indexing: IndexError"):
+        bound.call_within(10, "indexing", lambda plugin: plugin[3])
+    with pytest.raises(Unavailable, match="later"):
+        bound.call_within(10, "asking", lambda _: raiser(Unavailable("later"))())
+
+
+def test_a_call_that_hangs_is_left_and_none_is_made_beside_it():
+    """The caller goes on after the deadline; the next call fails at once while the first one hangs, and works when it has ended."""
+    bound, done, calls = Bound([], "list", ACME), threading.Event(), []
+
+    with pytest.raises(PluginError, match=r"failed planning: no answer within 0.05 s"):
+        bound.call_within(0.05, "planning", lambda _: done.wait(30))
+    with pytest.raises(PluginError, match="an earlier call still hangs"):
+        bound.call_within(30, "planning", calls.append)
+    done.set()
+    bound._late.join(30)
+
+    assert bound.call_within(30, "planning", lambda _: "an answer") == "an answer"
+    assert [] == calls
+
+
+def test_every_call_can_be_traced():
+    """Each is a line: how long it took, whose it was, what for, and what it raised."""
+    lines = []
+    trace(lines.append)
+    try:
+        call_plugin(ACME, "counting", lambda: 42)
+        for error in (ValueError("bad"), Unavailable("later")):
+            with pytest.raises(DeploydError):
+                call_plugin(ACME, "restarting web@8001", raiser(error))
+    finally:
+        trace(None)
+    call_plugin(ACME, "counting", lambda: 42)
+
+    assert [
+        "acme (acme-deployd 0.3) counting",
+        "acme (acme-deployd 0.3) restarting web@8001, raised ValueError: bad",
+        "acme (acme-deployd 0.3) restarting web@8001, raised Unavailable: later",
+    ] == [line.partition(" ms: ")[2] for line in lines]
+    assert all(float(line.partition(" ms: ")[0]) >= 0 for line in lines)

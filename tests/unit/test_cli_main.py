@@ -1,6 +1,5 @@
 """The program itself: help, versions, errors and exit codes."""
 
-import importlib
 import re
 
 import click
@@ -24,7 +23,7 @@ Common commands:
   status      Show which build every host serves, and what it is doing.
   why         Say why hosts wait or have failed, and what to type next.
   services    Write, list and delete the specs of services.
-  strategies  List, describe and preview restart strategies.
+  strategies  List, describe, preview, check and simulate strategies.
   demo        Roll a small fleet on this machine from one build to the next.
 
 All commands: deployd --help. One of them: deployd COMMAND --help.
@@ -33,20 +32,23 @@ All commands: deployd --help. One of them: deployd COMMAND --help.
 GROUP = """\
 Usage: deployd strategies [OPTIONS] COMMAND [ARGS]...
 
-  List, describe and preview restart strategies.
+  List, describe, preview, check and simulate strategies.
 
 Examples:
   deployd strategies list
   deployd strategies show concurrency
   deployd strategies plan web
+  deployd strategies simulate concurrency
 
 Options:
   -h, --help  Show this message and exit.
 
 Commands:
-  list  List the strategies that a spec can name.
-  plan  Say what the agent would do on this host now, move by move.
-  show  Describe a strategy and its options.
+  check     Try a strategy on hundreds of modelled hosts before a real one.
+  list      List the strategies that a spec can name.
+  plan      Say what the agent would do on this host now, move by move.
+  show      Describe a strategy and its options.
+  simulate  Run a strategy over a virtual fleet, in virtual time.
 """
 
 
@@ -54,7 +56,7 @@ def leaves():
     """Every command line that can run, as words, with its command."""
     found = {}
     for name, entry in COMMANDS.items():
-        command = importlib.import_module(entry.module).command
+        command = entry.load()
         if isinstance(command, Group):
             found |= {(name, sub): command.commands[sub] for sub in command.commands}
         else:
@@ -80,7 +82,7 @@ def test_group_shows_its_commands(capsys, arguments):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_table_of_commands_tells_the_truth(name):
     """What the lazy table says of a command is what the command says of itself."""
-    command = importlib.import_module(COMMANDS[name].module).command
+    command = COMMANDS[name].load()
 
     assert name == command.name
     assert COMMANDS[name].summary == command.get_short_help_str(200)
@@ -108,7 +110,7 @@ def test_version_names_what_matters(capsys):
     ("arguments", "message"),
     [
         (["statsu"], "there is no command 'statsu'. Did you mean 'status'? known: agent, builds, "),
-        (["strategies", "lst"], "there is no command 'strategies lst'. Did you mean 'list'? known: list, plan, show"),
+        (["strategies", "lst"], "there is no command 'strategies lst'. Did you mean 'list'? known: check, list, plan, show"),
         (["strategies", "list", "--jsn"], "No such option '--jsn'"),
         (["strategies", "show"], "Missing argument 'NAME'. Try: deployd strategies show --help"),
         (["strategies", "list", "extra"], "Got unexpected extra argument (extra). Try: deployd strategies list --help"),

@@ -605,6 +605,18 @@ def test_a_host_without_instances_is_flipped_under_a_permit() -> None:
     assert world.current == "v2"
 
 
+def test_nothing_is_restarted_before_a_flip_is_over() -> None:
+    """The link may be there before its outcome is, which ends every earlier order: an instance would be restarted twice."""
+    world = fresh_world(2, fetched=True, unpacked=True, permit=True, current="v2")
+    world.steps = set(STEPS)
+    seen = world.observe()
+    assert any(isinstance(act, Restart) for act in plan_host(seen, everything).acts)
+
+    decision = plan_host(msgspec.structs.replace(seen, busy=frozenset({"flip"})), everything)
+
+    assert (HostStep.FLIPPING, ()) == (decision.step, decision.acts)
+
+
 def test_a_broken_strategy_blocks_the_host_before_the_permit() -> None:
     """A strategy that raises is shown, and nothing is disturbed."""
 

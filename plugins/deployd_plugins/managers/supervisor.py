@@ -42,6 +42,8 @@ _SHUTDOWN_STATE = 6
 _BAD_NAME = 10
 _ALREADY_STARTED = 60
 _NOT_RUNNING = 70
+_NEWBORN = 0.5
+"""Seconds after which a process that had only just been started is told once more to stop."""
 
 _SOCKET_PATH_BYTES = 107
 
@@ -148,8 +150,14 @@ class _Program:
         info = self.info()
         if info["statename"] in _DOWN:
             return
+        newborn = info["pid"] and info["now"] - info["start"] <= 1
         self.ask("stopProcess", False, ignore=_NOT_RUNNING)
+        again_at = time.monotonic() + _NEWBORN if newborn else float("inf")
         while (info := self.info())["statename"] not in _DOWN:
+            if time.monotonic() >= again_at:
+                # A child that has yet to become the program, as in a crash loop, loses the signal and lives until stopwaitsecs.
+                self.ask("signalProcess", "TERM", ignore=_NOT_RUNNING)
+                again_at = float("inf")
             if self._left() == 0:
                 raise RestartFailed(
                     f"supervisor could not stop {self._name} in {self._timeout:.1f} s: {_describe(info)}",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from deployd_core.coordination import HistoryEntry, RolloutState
+from deployd_core.coordination import RolloutState
 from deployd_core.model import Role
+from deployd_core.spec import Promotion
 
 if TYPE_CHECKING:
     from deployd_core.zookeeper.services import ServiceRecord
@@ -96,7 +97,7 @@ class Verdict(Enum):
 
     GOING = "going"
     DONE = "done"
-    HELD = "held"  # paused, halted, frozen, or another build was enabled
+    HELD = "held"  # paused, halted, frozen, to be promoted by somebody, or another build was enabled
     STUCK = "stuck"  # nobody left who could get further
 
 
@@ -121,12 +122,24 @@ def verdict_of(fleet: FleetStatus, rollout: str, role: Role) -> Verdict:
     states = [state_of(entry) for entry in entries_of(fleet, rollout)]
     if fleet.record.rollout_for(role) != rollout:
         return Verdict.HELD
-    if states and all(state is HostState.CONVERGED for state in states):
+    # That it is complete is on record a moment after its last host is done; a host that was excused is never done.
+    if rollout in fleet.record.rollout.done or (states and all(state is HostState.CONVERGED for state in states)):
         return Verdict.DONE
-    if stopped(fleet.record):
+    if stopped(fleet.record) or _waits_for_a_person(fleet, rollout):
         return Verdict.HELD
     lacking = [state for state in states if state is not HostState.CONVERGED]
     return Verdict.STUCK if lacking and all(state.trouble for state in lacking) else Verdict.GOING
+
+
+def _waits_for_a_person(fleet: FleetStatus, rollout: str) -> bool:
+    """Whether the canary hosts are done and somebody has to promote what they serve."""
+    record = fleet.record
+    policy = record.spec.rollout if record.spec is not None else None
+    if record.canary is not None or policy is None or policy.promotion is not Promotion.MANUAL or not policy.canary_first:
+        return False
+    canaries = [state_of(entry) for entry in entries_of(fleet, rollout) if entry.role is Role.CANARY]
+    promoted = record.enabled is not None and record.rollout.promoted == record.enabled.build
+    return not promoted and bool(canaries) and all(state is HostState.CONVERGED for state in canaries)
 
 
 def count(entries: Iterable[HostEntry]) -> dict[HostState, int]:
@@ -150,37 +163,6 @@ def in_words(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{int(seconds // length)}{unit}"
     return f"{int(seconds)}s"
-
-
-def previous_build(history: Sequence[HistoryEntry], record: ServiceRecord, role: Role) -> str:
-    """What a role was to serve before; ``BUILD`` when that is not known."""
-    enabled = record.enabled_for(role)
-    others = [entry.build for entry in history if entry.role in (role, Role.FLEET) and enabled and entry.build != enabled.build]
-    return others[-1] if others else "BUILD"
-
-
-def advice(service: str, entry: HostEntry, previous: str) -> str:
-    """What to type next about a host that is not done; `previous` is the build to go back to."""
-    state = state_of(entry)
-    build = entry.wanted.build if entry.wanted else "BUILD"
-    canary = " --canary" if entry.role is Role.CANARY else ""
-    if state is HostState.DEAD:
-        return f"on {entry.host}: systemctl status deployd-agent, journalctl -u deployd-agent"
-    if state is HostState.FAILED:
-        return f"mend {entry.host}, or go back: deployd enable {service} {previous}{canary}"
-    if state is HostState.BLOCKED:
-        return f"mend what the reason names; then deployd enable {service} {build}{canary} again, or another build"
-    if state is HostState.DEGRADED:
-        return f"look at that instance on {entry.host}"
-    return "" if state in (HostState.CONVERGED, HostState.IDLE) else "nothing: it goes on by itself"
-
-
-def stop_advice(record: ServiceRecord, previous: str) -> str:
-    """What to type next about a stop."""
-    if record.rollout.state is RolloutState.OPEN:
-        return "whoever froze the services lifts it; it stops nothing that serves"
-    build = record.enabled.build if record.enabled else "BUILD"
-    return f"go on: deployd enable {record.service} {build}; or go back: deployd enable {record.service} {previous}"
 
 
 def _by(name: str) -> str:

@@ -5,23 +5,21 @@ from datetime import UTC, datetime
 
 import pytest
 
-from deployd_core.cli.picture import (
+from deployd_core.cli.progress import Bars, Lines, follow
+from deployd_core.coordination import Enabled, Freeze, HostStatus, Rollout, RolloutState
+from deployd_core.model import Role
+from deployd_core.picture import (
     HostState,
     Verdict,
-    advice,
     ago,
     count,
-    previous_build,
-    reason_of,
     state_of,
     step_of,
     stopped,
     verdict_of,
 )
-from deployd_core.cli.progress import Bars, Lines, follow
-from deployd_core.coordination import Enabled, Freeze, HistoryEntry, HostStatus, Rollout, RolloutState
-from deployd_core.model import Role
 from deployd_core.planner import HostStep
+from deployd_core.spec import Promotion, RolloutTable, ServiceSpec, ServiceTable
 from deployd_core.zookeeper.services import ServiceRecord
 from deployd_core.zookeeper.status import FleetStatus, HostEntry
 
@@ -67,6 +65,14 @@ def make_host(host="h1", step="converged", *, role=Role.FLEET, alive=True, rollo
         wanted=Enabled(build=wanted) if wanted else None,
         rollout_id=rollout,
     )
+
+
+def make_spec(**rollout):
+    """A spec that says something about rollouts."""
+    return ServiceSpec(service=ServiceTable(root="/srv/web"), source={}, rollout=RolloutTable(**rollout))
+
+
+CANARY = make_host("c1", role=Role.CANARY)
 
 
 def make_fleet(*hosts, **more):
@@ -115,10 +121,27 @@ def test_state_of_a_host(host, state, step):
         (make_fleet(make_host("h1", "waiting"), freeze=Freeze(until="2020-01-01T00:00:00Z")), Verdict.GOING),
         (make_fleet(make_host("h1", "waiting"), fleet_rollout="v3-b"), Verdict.HELD),
         (make_fleet(make_host(), make_host("c1", "waiting", role=Role.CANARY, rollout="v1-7")), Verdict.DONE),
+        (make_fleet(make_host(), make_host("h2", "waiting", alive=False), rollout=Rollout(done={"v2-a": "then"})), Verdict.DONE),
+        (make_fleet(make_host("h1", "reverted"), make_host("h2", "broken")), Verdict.STUCK),
+        (make_fleet(make_host("h1", "reverting"), make_host("h2", "broken")), Verdict.GOING),
+        (make_fleet(CANARY, make_host("h2", "waiting"), spec=make_spec(canary_first=True)), Verdict.HELD),
+        (
+            make_fleet(CANARY, make_host("h2", "waiting"), spec=make_spec(canary_first=True, promotion=Promotion.AUTO)),
+            Verdict.GOING,
+        ),
+        (
+            make_fleet(CANARY, make_host("h2", "waiting"), spec=make_spec(canary_first=True), rollout=Rollout(promoted="v2")),
+            Verdict.GOING,
+        ),
+        (
+            make_fleet(make_host("c1", "waiting", role=Role.CANARY), make_host("h2"), spec=make_spec(canary_first=True)),
+            Verdict.GOING,
+        ),
     ],
 )
 def test_verdict_on_a_rollout(fleet, verdict):
-    """Done is when every host that takes part is; a stop, a successor or trouble everywhere else ends it too."""
+    """Done is when every host that takes part is, or that is on record; a stop, a successor, a promotion that somebody has to
+    order, or trouble everywhere else ends it too."""
     assert verdict is verdict_of(fleet, "v2-a", Role.FLEET)
 
 
@@ -161,29 +184,6 @@ def test_hosts_are_counted_in_the_order_of_a_bar():
     counted = count([make_host("h1", "failed"), make_host("h2"), make_host("h3", "unpacking"), make_host("h4", "fetching")])
 
     assert [(HostState.CONVERGED, 1), (HostState.STAGING, 2), (HostState.FAILED, 1)] == list(counted.items())
-
-
-@pytest.mark.parametrize("state", HostState)
-def test_every_host_that_is_not_done_has_advice(state):
-    """Whatever a host's trouble is, there is something to type, or it is said that there is nothing to do."""
-    hosts = [make_host(step=step.value, alive=alive) for step in HostStep for alive in (True, False)] + [make_host(step=None)]
-
-    for host in hosts:
-        if state_of(host) is state and state not in (HostState.CONVERGED, HostState.IDLE):
-            assert advice("web", host, "v1")
-            assert reason_of(host) or host.status.reason == ""
-
-
-def test_way_back_is_the_build_before():
-    """The build to go back to is the last other one of that role."""
-    history = [
-        HistoryEntry(build=build, role=role)
-        for build, role in [("v0", Role.FLEET), ("c1", Role.CANARY), ("v1", Role.FLEET), ("v2", Role.FLEET)]
-    ]
-
-    assert "v1" == previous_build(history, make_record(), Role.FLEET)
-    assert "BUILD" == previous_build(history[3:], make_record(), Role.FLEET)
-    assert "BUILD" == previous_build(history, make_record(enabled=None), Role.FLEET)
 
 
 def test_lines_are_printed_for_changes_alone(capsys):

@@ -1,0 +1,108 @@
+"""The conformance of gates and probes, by the suites of the test kit, without pytest.
+
+A gate is closed and opened in a network of its own, never in the machine's. A manager, source, step or reporter touches what only
+its author can set up: its tests inherit the contract of its kind instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from deployd_core.api import Gate, HostCall, Probe
+from deployd_core.boundary import Bound
+from deployd_core.conformance.findings import Check, Findings
+from deployd_core.errors import DeploydError
+from deployd_core.plugins import Kind
+from deployd_core.testing import netns
+from deployd_core.testing.gates import GateContract
+from deployd_core.testing.probes import ProbeContract
+
+_NEEDS_HEALTH = ("test_a_healthy_instance_is_healthy", "test_one_object_tells_instances_apart")
+"""Tests of a probe that need an instance which is healthy: only its author knows how to make one."""
+
+
+def check_gate(make: Callable[[], Bound[Gate[Any]]]) -> Findings:
+    """Close and open a gate in front of two throwaway instances.
+
+    Args:
+        make: Makes a new object of it.
+    """
+    if os.geteuid() != 0:
+        return Findings(
+            checks=(), refused="it is closed for a trial in a network of its own, which only root may make: run it as root"
+        )
+    obstacle = netns.run(lambda: _obstacle(make))
+    if obstacle:
+        return Findings(checks=(), refused=f"it cannot work in an empty network: {obstacle}")
+
+    class Case(GateContract):
+        def make_gate(self) -> Gate[Any]:
+            return make().plugin
+
+    return Findings(checks=tuple(_run(Case)))
+
+
+def check_probe(make: Callable[[], Bound[Probe[Any]]]) -> Findings:
+    """Ask a probe about an instance that is not there.
+
+    Args:
+        make: Makes a new object of it.
+    """
+
+    class Case(ProbeContract):
+        def make_probe(self) -> Probe[Any]:
+            return make().plugin
+
+    return Findings(checks=tuple(_run(Case, without=_NEEDS_HEALTH)))
+
+
+def cannot_check(kind: Kind) -> Findings:
+    """Why a plugin of another kind is not checked here."""
+    contract = f"{kind.value.capitalize()}Contract"
+    return Findings(
+        checks=(), refused=f"only the author of a {kind.value} can set up what it works on: have its tests inherit {contract}"
+    )
+
+
+def _run(case: Callable[[], Any], *, without: tuple[str, ...] = ()) -> Iterator[Check]:
+    """Every test of a suite, on an object of its own."""
+    for name in dir(case):
+        if name.startswith("test_") and name not in without:
+            test = getattr(case(), name)
+            yield Check(name=name.removeprefix("test_").replace("_", "-"), promise=test.__doc__, cases=1, problem=_problem_of(test))
+
+
+def _problem_of(test: Callable[[], None]) -> str:
+    try:
+        test()
+    except (AssertionError, DeploydError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # What was raised in a network of its own comes as the text of its traceback.
+        text = str(error) if "Traceback" in str(error) else "".join(traceback.format_exception(error))
+        return _in_a_line(text)
+    return ""
+
+
+def _in_a_line(text: str) -> str:
+    """The end of a traceback: what was raised, where, and by which line."""
+    places = re.findall(r'File "([^"]+)", line (\d+), in \S+\n\s+(.+)', text)
+    last = text.strip().splitlines()[-1]
+    return f"{last} at {Path(places[-1][0]).name}:{places[-1][1]}: {places[-1][2]}" if places else last
+
+
+def _obstacle(make: Callable[[], Bound[Gate[Any]]]) -> str:
+    """Why a gate cannot be tried at all; empty when it can."""
+    with tempfile.TemporaryDirectory() as root:
+        call = HostCall(service="web", host="h1.example.com", zone="a", root=Path(root), timeout=10.0)
+        try:
+            gate = make()
+            gate.call("explaining", lambda plugin: plugin.explain(call))
+            gate.call("looking for closed gates", lambda plugin: plugin.closed(call))
+        except DeploydError as error:
+            return error.message
+    return ""

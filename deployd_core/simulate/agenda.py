@@ -1,0 +1,66 @@
+"""Virtual time: a clock that jumps from one event to the next."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+_PAST = 3600.0
+
+
+class VirtualClock:
+    """A `Clock` that is moved by hand, over a world that has been as it is for an hour."""
+
+    def __init__(self, began: float) -> None:
+        self.now = _PAST
+        """Seconds on the monotonic clock."""
+        self._offset = began - _PAST
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return self.now - _PAST
+
+    def monotonic(self) -> float:
+        """Seconds that only ever grow."""
+        return self.now
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return self._offset + self.now
+
+    def date(self) -> datetime:
+        """The same, as coordination reads it."""
+        return datetime.fromtimestamp(self.time(), UTC)
+
+
+class Agenda:
+    """What will happen, and when. Of two events at one moment the one that was entered first comes first."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self.clock = clock
+        self.events = 0
+        """How many have happened."""
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._entered = 0
+
+    def at(self, when: float, do: Callable[..., None], *arguments: Any) -> None:
+        """Have something happen at a moment; one that has passed is now."""
+        self._entered += 1
+        heapq.heappush(self._heap, (max(when, self.clock.now), self._entered, do, arguments))
+
+    def after(self, seconds: float, do: Callable[..., None], *arguments: Any) -> None:
+        """Have something happen after a while."""
+        self.at(self.clock.now + seconds, do, *arguments)
+
+    def next_at(self) -> float | None:
+        """When the next event happens; None when nothing does any more."""
+        return self._heap[0][0] if self._heap else None
+
+    def step(self) -> None:
+        """Let the next event happen."""
+        self.clock.now, _, do, arguments = heapq.heappop(self._heap)
+        self.events += 1
+        do(*arguments)

@@ -1,0 +1,109 @@
+"""An instance as it really is, whatever its agent knows of it."""
+
+from __future__ import annotations
+
+import math
+
+from deployd_core.api import ClosedGate, Connections, Verdict
+from deployd_core.model import Instance, ProcessId, State
+from deployd_core.sightings import Sighting
+
+NEVER = math.inf
+
+_STARTING = Verdict.unhealthy("does not answer yet")
+_HEALTHY = Verdict.healthy("answers")
+_DOWN = Verdict.unhealthy("does not run")
+_BUSY, _QUIET, _RECENT = Connections(busy=2), Connections(busy=0), Connections(busy=1, recent=1)
+
+
+class VirtualInstance:
+    """A process, its health over time, and its gate."""
+
+    __slots__ = (
+        "answers_from",
+        "available",
+        "back_at",
+        "closed",
+        "disturbed",
+        "drained_at",
+        "model",
+        "name",
+        "outage",
+        "pid",
+        "serves",
+        "starts",
+        "state",
+    )
+
+    def __init__(self, model: Instance, serves: str | None) -> None:
+        self.model = model
+        self.name = model.name
+        self.serves = serves
+        """The build in whose release its process lives; None when there is no process."""
+        self.state = State.RUNNING if serves is not None else State.STOPPED
+        self.pid = 1
+        self.starts = 0
+        """How often it was started; a start that was ordered before the last one is none."""
+        self.answers_from = 0.0 if serves is not None else NEVER
+        """When it begins to answer its probe."""
+        self.outage = (NEVER, NEVER)
+        """A while in which it answers no more, from and to."""
+        self.closed: ClosedGate | None = None
+        """Its gate, while that is closed."""
+        self.drained_at = 0.0
+        """When its last request ends, once its gate is closed."""
+        self.back_at = 0.0
+        """When clients use it again, once its gate is open."""
+        self.available = serves is not None
+        """As it was last counted."""
+        self.disturbed = False
+        """Deploying has taken it out, and it has not been open and healthy since."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has a process."""
+        return self.serves is not None
+
+    def healthy(self, now: float) -> bool:
+        """Whether it answers its probe."""
+        return self.serves is not None and self.answers_from <= now and not self.outage[0] <= now < self.outage[1]
+
+    def can_serve(self, now: float) -> bool:
+        """Whether a client gets an answer: it is open and healthy."""
+        return self.closed is None and self.healthy(now)
+
+    def stop(self, state: State = State.STOPPED) -> None:
+        """Its process ends."""
+        self.serves, self.state = None, state
+        self.answers_from, self.outage = NEVER, (NEVER, NEVER)
+
+    def start(self, build: str | None, answers_from: float, outage: tuple[float, float]) -> None:
+        """A new process runs, in the release that `current` points at; with none there is nothing to run."""
+        self.pid += 1
+        self.serves, self.state = build, State.RUNNING if build is not None else State.FAILED
+        self.answers_from, self.outage = answers_from, outage
+
+    def next_change(self, now: float) -> float:
+        """When a look will see something else, if nobody does anything."""
+        changes = (self.answers_from, *self.outage, self.drained_at if self.closed is not None else NEVER)
+        return min((moment for moment in changes if moment > now), default=NEVER)
+
+    def sighting(self, now: float, *, gated: bool) -> Sighting:
+        """What a look finds now; with `gated`, its connections are counted."""
+        if self.serves is None:
+            return Sighting(state=self.state, verdict=_DOWN, closed=self.closed)
+        connections = None
+        if self.closed is not None:
+            connections = _BUSY if now < self.drained_at else _QUIET
+        elif gated:
+            connections = _RECENT if self.back_at <= now and self.healthy(now) else _QUIET
+        return Sighting(
+            state=self.state,
+            process=ProcessId(self.pid, float(self.pid)),
+            serves=self.serves,
+            release=self.serves,
+            evidence=f"its process lives in release {self.serves}",
+            verdict=_HEALTHY if self.healthy(now) else _STARTING,
+            closed=self.closed,
+            connections=connections,
+        )

@@ -1,0 +1,277 @@
+"""Hosts, their ensemble and time, put together: one run of one scenario from one seed."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from deployd_core.acts import Act, CloseGate, CloseIdle, RecordFailure, Settle, TakePermit
+from deployd_core.config import ServiceSetup
+from deployd_core.coordination import Permit, RolloutState
+from deployd_core.model import Role
+from deployd_core.planner import HostStep
+from deployd_core.plugins import Plugins
+from deployd_core.simulate import acting
+from deployd_core.simulate.agenda import Agenda, VirtualClock
+from deployd_core.simulate.faults import FaultKind
+from deployd_core.simulate.host import VirtualHost
+from deployd_core.simulate.injecting import Injector
+from deployd_core.simulate.instance import VirtualInstance
+from deployd_core.simulate.invariants import Judge
+from deployd_core.simulate.record import Record
+from deployd_core.simulate.scenario import HostSetup, Scenario, set_up_virtual
+from deployd_core.spec import ServiceSpec
+from deployd_core.testing.coordination import MemoryEnsemble
+
+_LOOK, _SLOW_LOOK, _LATE = 0.02, 2.0, 30.0
+_EXPIRED_FOR = 5.0
+_NET = 120.0
+"""Seconds without progress after which whoever waits asks again: the engine does every minute, needed or not."""
+_MOST_ROUNDS = 200
+"""Rounds that a host may make, and as many for each of its instances, before it is taken to go round in circles."""
+_PATIENCE = 3600.0
+"""Seconds without progress after which nothing is expected any more; more when the spec itself lets things take longer."""
+
+
+class World:
+    """Everything there is in a run."""
+
+    def __init__(self, scenario: Scenario, plugins: Plugins, seed: int, *, full: bool = False) -> None:
+        self.scenario = scenario
+        self.service = scenario.service
+        self.rng = random.Random(seed)  # noqa: S311 - it has to be foreseeable
+        self.clock = VirtualClock(scenario.began)
+        self.agenda = Agenda(self.clock)
+        self.record = Record(full=full)
+        self.judge = Judge(self)
+        self.ensemble = MemoryEnsemble(clock=self.clock.date)
+        self.setup = set_up_virtual(scenario.spec, scenario.service, plugins)
+        self.rounds = 0
+        """How often an agent has planned."""
+        self.members = 0
+        self.zones: dict[str, int] = {}
+        """Members by zone."""
+        self.wanted = scenario.build
+        self.ended_at = 0.0
+        """When something last got further."""
+        self.granted = 0
+        """Hosts that have had a permit."""
+        self._plugins = plugins
+        self._setups = [self.setup]
+        self._netted = False
+        self._draw = scenario.behaviour.draw
+        self.spec = scenario.spec
+        """As it was last written."""
+        self.ensemble.apply_spec(self.service, self.spec)
+        self.hosts = [self._add(setup, served=scenario.before) for setup in scenario.hosts]
+        self.done: set[str] = set()
+        """Hosts that serve what is wanted."""
+        self._injector = Injector(self)
+
+    # What happens.
+
+    def run(self) -> None:
+        """From the moment at which the build is enabled until nothing happens any more."""
+        self.enable(self.scenario.before)
+        self.enable(self.scenario.build)
+        for host in self.hosts:
+            self.agenda.after(self.draw(self.scenario.behaviour.watch), self._agent_known, host)
+        table = self.setup.spec.instances
+        patience = max(_PATIENCE, 3 * (table.healthy_timeout + table.restart_timeout))
+        most = len(self.hosts) * (_MOST_ROUNDS + _MOST_ROUNDS * len(self.setup.instances))
+        while len(self.done) < len(self.hosts) or any(host.busy for host in self.hosts):
+            coming = self.agenda.next_at()
+            quiet = None if coming is None else coming - self.clock.now + self.clock.elapsed - self.ended_at
+            if not self._netted and (quiet is None or quiet > _NET):
+                self._cast_net()
+            elif quiet is None or quiet > patience or self.rounds > most:
+                break
+            else:
+                self.agenda.step()
+
+    def enable(self, build: str) -> None:
+        """Have the fleet serve a build."""
+        self.wanted = build
+        self.done = set()
+        self.record.say(self.clock.elapsed, "-", f"enables {build}")
+        self.ensemble.enable(self.service, build, acting.digest_of(build), role=Role.FLEET, by="simulation")
+
+    def apply(self, spec: ServiceSpec) -> None:
+        """Write the spec anew."""
+        self.record.say(self.clock.elapsed, "-", "writes the spec anew")
+        self.spec = spec
+        self.ensemble.apply_spec(self.service, spec)
+
+    def set_rollout(self, state: RolloutState) -> None:
+        """Pause the rollout, or go on."""
+        self.record.say(self.clock.elapsed, "-", f"sets the rollout to {state.value}")
+        self.ensemble.set_rollout(self.service, state, by="simulation", why="to see what happens")
+
+    def join(self, setup: HostSetup) -> None:
+        """A host joins, still with the old build."""
+        host = self._add(setup, served=self.scenario.before)
+        self.hosts.append(host)
+        self.say(host, "joins")
+        host.start()
+
+    def kill_agent(self, host: VirtualHost, when: str) -> None:
+        """An agent dies, and another one is started."""
+        self.say(host, f"its agent dies {when}")
+        host.stop()
+        self.agenda.after(self.draw(self.scenario.behaviour.agent), self._agent_again, host, host.life)
+
+    def go_down(self, host: VirtualHost, *, for_good: bool) -> None:
+        """A host goes down with everything on it."""
+        self.say(host, "goes down for good" if for_good else "goes down")
+        host.stop()
+        host.up = False
+        for instance in host.instances:
+            instance.stop()
+            instance.starts += 1
+            instance.closed = None
+            self.recount(host, instance)
+        self.record.state(self.clock.elapsed, host.name, "down")
+        if not for_good:
+            self.agenda.after(self.draw(self.scenario.behaviour.reboot), self._come_up, host)
+
+    def leave(self, host: VirtualHost) -> None:
+        """A host goes down for good, and nobody waits for it any more."""
+        self.go_down(host, for_good=True)
+        self.say(host, "is taken out")
+        self.ensemble.remove_permit(self.service, host.name)
+        self.ensemble.excuse(self.service, host.name, by="simulation", why="to see what happens")
+        self.hosts.remove(host)
+        self.record.enter(host.zone, -len(host.instances), 0)
+
+    def expire(self, host: VirtualHost) -> None:
+        """The session of an agent expires."""
+        self.say(host, "its session expires")
+        host.expire()
+        self.agenda.after(self.draw(_EXPIRED_FOR), host.reconnect, host.life)
+
+    # What hosts tell of.
+
+    def draw(self, typical: float) -> float:
+        """One length of time around a typical one."""
+        return self._draw(typical, self.rng)
+
+    def say(self, host: VirtualHost, what: str) -> None:
+        """One line of the trace."""
+        self.record.say(self.clock.elapsed, host.name, what)
+
+    def hear(self, host: VirtualHost) -> None:
+        """Something was written that a host watches."""
+        if not host.alive:
+            return
+        seconds = _LATE if FaultKind.LATE_WATCH in host.plagues else self.draw(self.scenario.behaviour.watch)
+        self.agenda.after(seconds, host.woken, host.life)
+        if FaultKind.DOUBLE_WATCH in host.plagues:
+            self.agenda.after(seconds * 2, host.woken, host.life)
+
+    def look_seconds(self, host: VirtualHost) -> float:
+        """How long a look at an instance takes."""
+        return _SLOW_LOOK if FaultKind.SLOW_PROBE in host.plagues else _LOOK
+
+    def setup_of(self, spec: ServiceSpec | None) -> ServiceSetup | None:
+        """What a spec names, made once for all hosts."""
+        if spec is None:
+            return None
+        for setup in self._setups:
+            if setup.spec is spec or setup.spec == spec:
+                return setup
+        self._setups.append(set_up_virtual(spec, self.service, self._plugins))
+        return self._setups[-1]
+
+    def recount(self, host: VirtualHost, instance: VirtualInstance) -> None:
+        """An instance may be able to serve now, or not any more."""
+        can = instance.can_serve(self.clock.now)
+        if can is not instance.available:
+            instance.available = can
+            self.record.changed(self.clock.elapsed, host.zone, 1 if can else -1)
+        if can and instance.disturbed:
+            instance.disturbed = False
+            host.disturbed -= 1
+
+    def disturb(self, host: VirtualHost, instance: VirtualInstance) -> None:
+        """An instance is taken out for the deploy."""
+        if not instance.disturbed:
+            instance.disturbed = True
+            host.disturbed += 1
+
+    def stepped(self, host: VirtualHost) -> None:
+        """A host is doing something else."""
+        if host.step is None:
+            return
+        self.record.state(self.clock.elapsed, host.name, host.step.value)
+        enabled = host.snapshot.enabled if host.snapshot else None
+        if host.step is HostStep.CONVERGED and enabled is not None and enabled.build == self.wanted:
+            self.done.add(host.name)
+        else:
+            self.done.discard(host.name)
+
+    def progressed(self, host: VirtualHost, act: Act, value: Any) -> None:
+        """An act was done."""
+        if isinstance(act, CloseIdle) or (isinstance(act, CloseGate) and host.by_name[act.instance].available):
+            return
+        if isinstance(act, TakePermit):
+            if not isinstance(value, Permit):
+                return
+            self._permitted(host)
+        if isinstance(act, Settle | TakePermit):
+            self.record.hold(self.clock.elapsed, len(self.ensemble.permits(self.service)))
+        if isinstance(act, RecordFailure):
+            self.judge.failed(host)
+        if not isinstance(act, CloseGate):
+            self.advanced()
+
+    def advanced(self) -> None:
+        """Something has got further."""
+        self.ended_at = self.clock.elapsed
+        self._netted = False
+
+    # Within.
+
+    def _add(self, setup: HostSetup, *, served: str) -> VirtualHost:
+        host = VirtualHost(self, setup, served=served)
+        host.coordination.join(self.service, setup.zone)
+        host.coordination.snapshot(self.service)
+        if setup.role is not Role.FLEET:
+            self.ensemble.set_role(self.service, setup.name, setup.role)
+        self.members += 1
+        self.zones[setup.zone] = self.zones.get(setup.zone, 0) + 1
+        self.record.enter(setup.zone, len(host.instances), len(host.instances))
+        return host
+
+    def _agent_known(self, host: VirtualHost) -> None:
+        """An agent that has been running all the time hears of the build."""
+        host.start(known_for=self.clock.now)
+
+    def _agent_again(self, host: VirtualHost, life: int) -> None:
+        if host.up and life == host.life:
+            self.say(host, "its agent starts")
+            host.start()
+
+    def _come_up(self, host: VirtualHost) -> None:
+        self.say(host, "comes up")
+        host.up = True
+        for instance in host.instances:
+            acting.start_instance(host, instance)
+        self._agent_again(host, host.life)
+
+    def _permitted(self, host: VirtualHost) -> None:
+        queued = host.snapshot is not None and host.snapshot.queued
+        if host.asked_again and queued and not any(FaultKind.LATE_WATCH in one.plagues for one in self.hosts):
+            self.judge.missed(host)
+        if not host.permitted:
+            host.permitted = True
+            self.granted += 1
+            self.record.order.append(host.name)
+            self._injector.reached(self.granted / len(self.hosts))
+
+    def _cast_net(self) -> None:
+        """Whoever waits to be woken asks again by itself."""
+        self._netted = True
+        self.clock.now += max(0.0, self.ended_at + _NET - self.clock.elapsed)
+        for host in self.hosts:
+            if host.alive and host.asleep:
+                host.ask_again()

@@ -1,0 +1,133 @@
+"""`deployd strategies check` and `deployd plugins check`: what they print, and what they end with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deployd_core.cli.main import run
+from deployd_core.conformance.strategies import PROPERTIES
+
+BAD = ["--plugins-dir", str(Path(__file__).parent / "plugins.d")]
+PRIMARY = '''
+from deployd_core.api import HostView, Options, Plan, Strategy, hookimpl
+
+
+class PrimaryLast(Strategy[Options]):
+    """Restart the primary last."""
+
+    name = "primary-last"
+
+    def plan(self, view: HostView) -> Plan:
+        primary = view.facts.get("primary")
+        if primary is None:
+            return Plan(cycle=(), why="nobody knows the primary", impossible="nobody knows the primary")
+        return Plan(cycle=view.cycling or tuple(sorted(view.stale, key=lambda name: name == primary))[:1], why="the primary last")
+
+
+@hookimpl
+def deployd_strategies():
+    return [PrimaryLast]
+'''
+
+
+def test_what_passes_ends_with_0_and_says_what_was_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each property has its line."""
+    code = run(["strategies", "check", "concurrency", "--seeds", "5", "--option", "instances_at_once=2", "--option", "limit=50%"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert 0 == code
+    assert list(PROPERTIES) == [line.split()[0] for line in lines[1:10]]
+    assert {"ok"} == {line.split()[1] for line in lines[1:10]}
+    assert "strategy concurrency passes all 9 checks" == lines[-1]
+
+
+def test_what_fails_ends_with_1_and_the_seed_that_shows_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """The problem comes with the command that reproduces it."""
+    code = run([*BAD, "strategies", "check", "falls-over-a-rare-host", "--seeds", "60"])
+    printed = capsys.readouterr().out
+    (again,) = [line for line in printed.splitlines() if line.startswith("Again: deployd ")]
+
+    repeated = run([*BAD, *again.removeprefix("Again: deployd ").split()])
+
+    assert (1, 1) == (code, repeated)
+    assert "plans: plugin bad (" in printed
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_the_json_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    """For a machine: each check with its promise, its problem and its seed."""
+    code = run([*BAD, "strategies", "check", "sleeps", "--seeds", "0", "--json"])
+
+    found = json.loads(capsys.readouterr().out)
+    checks = {check["name"]: check for check in found["checks"]}
+    assert (1, "deployd.plugins.check/1", False) == (code, found["schema"], found["passed"])
+    assert "plan sleeps at " in checks["pure"]["problem"]
+    assert {"name", "promise", "passed", "cases", "problem", "seed"} == set(checks["pure"])
+
+
+def test_a_strategy_with_facts_is_checked_with_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without its facts it can bring no host to an end, and says so; with them it passes."""
+    (tmp_path / "primary.py").write_text(PRIMARY)
+    check = ["--plugins-dir", str(tmp_path), "strategies", "check", "primary-last", "--seeds", "10"]
+
+    assert 1 == run(check)
+    assert "nobody knows the primary" in capsys.readouterr().out
+    assert 0 == run([*check, "--facts", '{"primary": "web@8001"}'])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["strategies", "check", "concurency"], 1, "Did you mean 'concurrency'?"),
+        (["strategies", "check", "concurrency", "--option", "limt=3"], 1, "unknown key 'limt', did you mean 'limit'?"),
+        (["strategies", "check", "concurrency", "--option", "limit"], 2, "'limit' is not KEY=VALUE"),
+        (["strategies", "check", "concurrency", "--facts", "{"], 2, "not JSON"),
+        (["strategies", "check", "concurrency", "--facts", "[]"], 2, "must be an object"),
+        (["plugins", "check", "step", "pip"], 1, "have its tests inherit StepContract"),
+        (["plugins", "check", "gat", "nftables"], 2, "did you mean 'gate'?"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused_with_the_reason(
+    arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name, an option or a kind that will not do is said to be so."""
+    assert code == run(arguments)
+    assert words in capsys.readouterr().err
+
+
+def test_a_probe_is_asked_about_what_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """A probe that calls nothing healthy passes."""
+    assert 0 == run(["plugins", "check", "probe", "tcp"])
+    assert "probe tcp passes all 1 checks" in capsys.readouterr().out
+
+
+@pytest.mark.root
+def test_a_gate_is_tried_in_a_network_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A firewall's gate passes; one that lets everybody through fails, with the line that shows it."""
+    (tmp_path / "ajar.py").write_text(
+        "from deployd_core.api import Connections, Gate, Options, hookimpl\n"
+        "class Ajar(Gate[Options]):\n"
+        "    '''Close nothing.'''\n"
+        "    name = 'ajar'\n"
+        "    def close(self, call): pass\n"
+        "    def open(self, call): pass\n"
+        "    def closed(self, call): return ()\n"
+        "    def connections(self, call): return Connections(busy=0)\n"
+        "@hookimpl\n"
+        "def deployd_gates(): return [Ajar]\n"
+    )
+
+    assert 0 == run(["plugins", "check", "gate", "nftables"])
+    assert "gate nftables passes all 7 checks" in capsys.readouterr().out
+    assert 1 == run(["--plugins-dir", str(tmp_path), "plugins", "check", "gate", "ajar"])
+    assert "\na-closed-gate-turns-new-clients-away: " in capsys.readouterr().out
+
+
+@pytest.mark.root
+def test_a_gate_that_cannot_work_there_is_refused_with_its_own_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """A gate whose balancer is not there is not said to have failed."""
+    assert 1 == run(["plugins", "check", "gate", "haproxy", "--option", "socket=/nonexistent"])
+    assert "it cannot work in an empty network: HAProxy at /nonexistent does not answer" in capsys.readouterr().err

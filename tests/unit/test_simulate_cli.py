@@ -1,0 +1,208 @@
+"""`deployd strategies simulate`: what it prints, draws and writes."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from deployd_core.cli.main import run
+from deployd_core.plugins import Plugins
+from deployd_core.simulate.picture import draw, values_at
+from deployd_core.simulate.record import Record
+from deployd_core.simulate.runner import simulate
+from deployd_core.simulate.scenario import Scenario, roster, spec_for
+
+SPEC = """
+[service]
+root = "/srv/web"
+[source]
+url = "https://builds.example.com/web/{build}.tar.gz"
+[instances]
+names = ["web@8001", "web@8002", "web@8003"]
+manager = { use = "systemd", unit = "web@{port}" }
+[restart]
+strategy = "concurrency"
+options = { limit = 2, instances_at_once = 1 }
+[rollout]
+budget = "10%"
+"""
+SMALL = ["strategies", "simulate", "concurrency", "--hosts", "6", "--zones", "2", "--instances", "2", "-o", "limit=2"]
+
+
+def output(capsys, *arguments):
+    """Exit code, standard output and error of a command."""
+    code = run([*SMALL, *arguments])
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def as_json(capsys, *arguments):
+    """What a command prints as JSON."""
+    return json.loads(output(capsys, *arguments, "--json")[1])
+
+
+def test_the_facts_come_first_and_the_picture_after(capsys):
+    """Outcome, duration, capacity, blast radius and rules are on a line each; every host has a line of the picture."""
+    code, text, _ = output(capsys, "--seeds", "3")
+
+    words = ["ended", "duration", "capacity", "blast radius", "rules"]
+    assert (0, words) == (code, [line[2:15].strip() for line in text.splitlines()[2:7]])
+    assert "never below 66 % of the instances; by zone: zone-a 33 %, zone-b 33 %" in text
+    assert 6 == len(re.findall(r"^host-\d ", text, re.MULTILINE))
+
+
+def test_a_pipe_gets_no_colour_and_always_the_same(capsys):
+    """Without a terminal there are no escapes, and the picture takes a hundred columns, of which the last stays empty."""
+    first, second = output(capsys)[1], output(capsys)[1]
+
+    assert first == second
+    assert "\x1b" not in first
+    assert {99} == {len(line) for line in first.splitlines() if line.startswith("host-")}
+
+
+def test_colour_can_be_asked_for_and_refused(capsys, monkeypatch):
+    """FORCE_COLOR paints the picture also in a pipe, NO_COLOR never."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    painted = output(capsys)[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    assert "\x1b[36m█" in painted
+    assert "\x1b" not in output(capsys)[1]
+
+
+def test_json_holds_the_numbers_and_the_curves(capsys):
+    """The numbers of all runs, and of the one that is shown its order, curves and the digest of its trace."""
+    found = as_json(capsys, "--seeds", "2")
+
+    assert ("deployd.strategies.simulate/1", 6, 12, [1, 2]) == tuple(
+        found[key] for key in ("schema", "hosts", "instances", "seeds")
+    )
+    assert {"converged": 2, "halted": 0, "held": 0, "waiting": 0, "stuck": 0} == found["outcomes"]
+    assert found["seconds"]["p50"] <= found["seconds"]["p95"]
+    assert sorted(found["shown"]["order"]) == [f"host-{number}" for number in range(1, 7)]
+    assert max(count for _, count in found["shown"]["permits"]) == found["most_permits"] == 2
+    assert min(count for _, count in found["shown"]["capacity"]) == found["instances"] - found["most_out"]
+
+
+def test_a_seed_alone_is_the_run_that_it_was_among_others(capsys):
+    """The second of two runs takes as long as the run of its seed alone."""
+    both, second = as_json(capsys, "--seeds", "2"), as_json(capsys, "--seed", "2")
+
+    assert second["shown"]["seconds"] in both["seconds"].values()
+    assert both["shown"]["seconds"] in both["seconds"].values()
+
+
+def test_the_trace_can_be_written(capsys, tmp_path):
+    """Every act of the run that is shown stands in the file, and is named by the digest in the JSON."""
+    found = as_json(capsys, "--trace", str(tmp_path / "trace"))
+    text = (tmp_path / "trace").read_bytes()
+
+    assert f"sha256:{hashlib.sha256(text).hexdigest()}" == found["shown"]["trace"]
+    assert b"host-1 begins flip" in text
+
+
+def test_the_drawing_is_well_formed(capsys, tmp_path):
+    """The SVG parses, has every host, and a curve of capacity and one of permits."""
+    code, _, error = output(capsys, "--svg", str(tmp_path / "web.svg"), "--faults", "reboot:1")
+    texts = [element.text for element in ET.parse(tmp_path / "web.svg").iter("{http://www.w3.org/2000/svg}text")]
+
+    assert (0, f"deployd: wrote {tmp_path / 'web.svg'}\n") == (code, error)
+    assert {f"host-{number}" for number in range(1, 7)} | {"can serve", "permits", "down"} <= set(texts)
+
+
+def test_a_spec_says_what_runs(capsys, tmp_path):
+    """Instances and options come from the file; options on the command line and another strategy take their place."""
+    (tmp_path / "web.toml").write_text(SPEC)
+    spec = ["--hosts", "6", "--zones", "1", "--spec", str(tmp_path / "web.toml"), "--json"]
+    measured = []
+    for words in (["concurrency"], ["concurrency", "-o", "limit=3"], ["all-at-once"]):
+        assert 0 == run(["strategies", "simulate", *words, *spec])
+        measured.append(json.loads(capsys.readouterr().out))
+
+    assert [18, 18, 18] == [found["instances"] for found in measured]
+    assert [2, 3, 6] == [found["most_permits"] for found in measured]
+    assert [2, 3, 18] == [found["most_out"] for found in measured]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--faults", "earthquake"], 1, "there is no fault 'earthquake'"),
+        (["-o", "limit"], 1, "option 'limit' has no value. Try: write -o KEY=VALUE"),
+        (["-o", "limits=2"], 1, "limits"),
+        (["--hosts", "0"], 2, "--hosts"),
+        (["--spec", "/nonexistent.toml"], 1, "/nonexistent.toml does not exist"),
+        (["--spec", "x", "--service", "web"], 2, "--spec and --service both say where the spec comes from"),
+        (["--svg", "/nonexistent/web.svg"], 1, "/nonexistent/web.svg cannot be written"),
+        (["--build", "v1"], 1, "every host serves v1 already"),
+    ],
+)
+def test_a_mistake_is_named(capsys, arguments, code, message):
+    """What was typed wrong ends with a message and the exit code for it."""
+    found, _, error = output(capsys, *arguments)
+
+    assert code == found
+    assert message in error
+
+
+def test_progress_is_shown_on_a_terminal_and_ctrl_c_ends_it():
+    """A long run says how far it is; an interrupt ends it with its own exit code, and no traceback."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-P", "-m", "deployd_core", *SMALL, "--seeds", "100000", "--debug"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        said = b""
+        while b"2 of 100000 seeds" not in said:
+            said += os.read(ours, 1000)
+        process.send_signal(signal.SIGINT)
+        text, _ = process.communicate(timeout=30)
+    while chunk := _rest(ours):
+        said += chunk
+    os.close(ours)
+
+    assert (130, "") == (process.returncode, text)
+    assert b"Traceback" not in said
+
+
+def _rest(descriptor):
+    """What a terminal still holds; nothing when its other end is gone."""
+    try:
+        return os.read(descriptor, 10_000)
+    except OSError:
+        return b""
+
+
+def test_a_large_fleet_shares_lines():
+    """Of a fleet that is larger than the picture several hosts share a line, and the most telling state is shown."""
+    made = Scenario(spec=spec_for("all-at-once", {}, 1), hosts=roster(50, 2))
+    result, record = simulate(made, Plugins.load(), 1, full=True)
+
+    lines = list(draw(record, hosts=result.order, seconds=result.seconds, width=80, paint=lambda text, _: text))
+
+    assert f"{result.order[0]} +3" == lines[0].partition("  ")[0]
+    assert 13 + 4 + 3 == len(lines)
+    assert {True} == {len(line) <= 80 for line in lines[:13]}
+
+
+def test_a_curve_keeps_its_extremes():
+    """However narrow the picture, the worst moment is in it."""
+    curve = [(1.0, 9), (1.1, 3), (1.2, 9), (5.0, 8)]
+
+    assert [(3, 10), (9, 9), (8, 9)] == values_at(curve, [0.0, 2.0, 4.0, 6.0], 10)
+
+
+def test_a_record_counts_by_zone():
+    """What cannot serve lowers its zone and the fleet, and the worst moment is kept."""
+    record = Record(full=False)
+    for zone in ("a", "b"):
+        record.enter(zone, 2, 2)
+    for by in (-1, -1, 1):
+        record.changed(1.0, "a", by)
+
+    assert (2, 0.5, 0.0, 1.0) == (record.fleet.most_out, record.fleet.lowest, record.zones["a"].lowest, record.zones["b"].lowest)
