@@ -59,7 +59,7 @@ def admit(request: Request) -> Granted | Denied:
     """
     if request.host in request.holders:
         return Granted()
-    rules = (_frozen, _stopped, _outside_window, _unpromoted, _failed, _full, _too_few, _zone_full, _staggered)
+    rules = (_frozen, _stopped, _outside_window, _unpromoted, _failed, _spent, _full, _too_few, _zone_full, _staggered)
     return next((denied for rule in rules if (denied := rule(request)) is not None), Granted())
 
 
@@ -150,6 +150,15 @@ def _failed(request: Request) -> Denied | None:
     if failure is None:
         return None
     return Denied(code=Denial.FAILED, reason=f"this host failed in rollout {request.rollout_id} at {failure.at}: {failure.reason}")
+
+
+def _spent(request: Request) -> Denied | None:
+    # Who enables a build for the canaries opens the node that both roles share, and a spec may lower the budget: what is on record
+    # counts all the same.
+    over = over_budget(request.rollout, request.rollout_id, request.policy.budget, request.hosts)
+    if not over:
+        return None
+    return Denied(code=Denial.HALTED, reason=over, blockers=tuple(sorted(request.rollout.failed_in(request.rollout_id))))
 
 
 def _full(request: Request) -> Denied | None:

@@ -38,12 +38,14 @@ class Standing(Struct, frozen=True, kw_only=True):
 
     @property
     def finished(self) -> bool:
-        """Whether it serves what it should, healthy, and has given its permit back. Said in this rollout: whoever is to restart
-        serves the build all along.
+        """Whether it serves what it should, healthy, and has given its permit back.
+
+        A report about an earlier rollout does not count: a restart leaves the build what it was.
         """
         status = self.status
-        done = status is not None and status.step == _DONE and (status.served, status.rollout) == (self.build, self.rollout_id)
-        return done and self.permit is None
+        if status is None or self.permit is not None or status.rollout != self.rollout_id:
+            return False
+        return status.step == _DONE and status.served == self.build
 
 
 class Bake(Struct, frozen=True, kw_only=True):
@@ -126,7 +128,10 @@ def with_failure(
 
 def _goes_back_to(rollout: Rollout, policy: RolloutTable, now: Now, rollout_id: str) -> Enabled | None:
     """The build to go back to by ourselves; None when the rollout is to halt."""
-    # A canary build has no place to go back to that its hosts had completed, and a rollback must not cause another.
+    # A canary build has no place to go back to that its hosts had completed, a rollback must not cause another, and who paused a
+    # rollout does not expect that hosts are restarted.
+    if rollout.state is not RolloutState.OPEN:
+        return None
     if policy.on_budget is not OnBudget.ROLLBACK or rollout.rollback_of or rollout_id != now.fleet:
         return None
     target = rollout.completed

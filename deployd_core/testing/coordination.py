@@ -369,6 +369,8 @@ class MemoryEnsemble:
         promotes = snapshot.membership.role is Role.CANARY and found.policy.promotion is Promotion.AUTO
         if found.permits and not promotes:
             return _ASK_AGAIN
+        if rollout_id not in {found.rollout_id(role) for role in Role}:
+            return _ASK_AGAIN  # another one has begun meanwhile
         hosts = found.standings() if promotes or rollout_id not in found.rollout.done else ()
         if rollout_id not in found.rollout.done and not lacking(rollout_id, hosts):
             role = Role.FLEET if rollout_id == found.rollout_id(Role.FLEET) else Role.CANARY

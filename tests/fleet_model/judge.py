@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from deployd_core.coordination import RolloutState
 from fleet_model.world import Fleet, Host, Read, Rules, Service, Violation
 
 _GIVES_BACK = ("gives its permit back, healthy", "gives its permit back, reverted")
 _PEOPLE = ("permit is released", "is given up as lost")
 
 
-def judge(rules: Rules, label: str, fleet: Fleet, me: Host, me_after: Host, others: Sequence[Host]) -> Iterator[Violation]:
+def judge(
+    rules: Rules, label: str, fleet: Fleet, fleet_after: Fleet, me: Host, me_after: Host, others: Sequence[Host]
+) -> Iterator[Violation]:
     """The promises that a move of one host breaks; the fleet and the others are as they were before it."""
     if me.permit and not me_after.permit:
         given_back = label in _GIVES_BACK and me.alive and not me.out
@@ -18,19 +21,25 @@ def judge(rules: Rules, label: str, fleet: Fleet, me: Host, me_after: Host, othe
             yield Violation.PERMIT_VANISHED
     if me_after.service == Service.OURS and not me_after.permit and not me_after.taken:
         yield Violation.OUT_WITHOUT_PERMIT
-    if sum(bool(host.permit) for host in others) + bool(me_after.permit) > rules.limit:
-        yield Violation.TOO_MANY_PERMITS
-    if rules.per_zone is not None and me_after.permit:
-        within = sum(bool(host.permit) for host in others if host.zone == me.zone)
-        if within + 1 > rules.per_zone:
-            yield Violation.TOO_MANY_PERMITS
+    yield from _counts(rules, me_after, others)
     if me_after.permit and not me.permit:
         yield from _grant(rules, fleet, me, others)
     failed = sum(host.failed for host in others) + me_after.failed
     if me_after.failed and not me.failed and failed > rules.most_failures:
         yield Violation.TOO_MANY_FAILED
+    if fleet.state is not RolloutState.OPEN and fleet_after.state is RolloutState.OPEN:
+        yield Violation.OPENED_BY_ITSELF
     if label == "fails, and all go back" and fleet.went_back:
         yield Violation.WENT_BACK_TWICE
+
+
+def _counts(rules: Rules, me: Host, others: Sequence[Host]) -> Iterator[Violation]:
+    if sum(bool(host.permit) for host in others) + bool(me.permit) > rules.limit:
+        yield Violation.TOO_MANY_PERMITS
+    if rules.per_zone is not None and me.permit:
+        within = sum(bool(host.permit) for host in others if host.zone == me.zone)
+        if within + 1 > rules.per_zone:
+            yield Violation.TOO_MANY_PERMITS
 
 
 def _grant(rules: Rules, fleet: Fleet, me: Host, others: Sequence[Host]) -> Iterator[Violation]:

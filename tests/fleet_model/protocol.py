@@ -207,7 +207,7 @@ def _complete(me: Host, others: Sequence[Host]) -> bool:
 def _status(host: Host) -> HostStatus:
     done = host.build == host.good == Build.WANTED and not host.out
     step = "converged" if done else "restarting"
-    return HostStatus(host="", zone="", role=Role.FLEET, served="v2" if done else None, step=step, since=AT)
+    return HostStatus(host="", zone="", role=Role.FLEET, served="v2" if done else None, step=step, since=AT, rollout=WANTED)
 
 
 def _rollout(fleet: Fleet, hosts: Sequence[Host]) -> Rollout:

@@ -168,7 +168,7 @@ class Search:
             fleet, host, rest = self._fleets[number], self._hosts[me], [self._hosts[other] for other in others]
             found = self._moves_of[key] = []
             for label, fleet_after, me_after, event in of_host(self._rules, fleet, host, rest):
-                broken = judge(self._rules, label, fleet, host, me_after, rest)
+                broken = judge(self._rules, label, fleet, fleet_after, host, me_after, rest)
                 after = touched(me_after, event._replace(written=Read.NOT), self._rules)
                 found.append(self._move(label, fleet_after, after, event, next(broken, None)))
         return found
@@ -201,8 +201,8 @@ class Search:
                 continue
             asked = other._replace(read=head.read)
             broken = [
-                *judge(self._rules, "", fleet, head, first, (other, *known)),
-                *judge(self._rules, "", fleet, asked, granted(other), (first, *known)),
+                *judge(self._rules, "", fleet, fleet, head, first, (other, *known)),
+                *judge(self._rules, "", fleet, fleet, asked, granted(other), (first, *known)),
             ]
             move = self._move("are granted permits at once", fleet, first, GRANT, next(iter(broken), None))
             second = behind + (behind >= place)

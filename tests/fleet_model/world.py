@@ -146,6 +146,7 @@ class Violation(Enum):
     TOO_MANY_FAILED = "more hosts failed in one rollout than its budget and its limit allow"
     PERMIT_VANISHED = "a permit is gone that neither its healthy host nor a person gave back"
     WENT_BACK_TWICE = "a rollout that began by itself began another"
+    OPENED_BY_ITSELF = "a rollout that was paused or halted goes on, and no person said so"
     STUCK = "nothing that hosts and people do can get every host to the wanted build"
 
 

@@ -31,7 +31,7 @@ SCOPES = {
         "crash, rot, retry, lost, fail, batch", limit=2, policy=RolloutTable(min_available=Share(2), budget=Share(1))
     ),
     "3 hosts, limit 2: over budget it goes back": rules(
-        "crash, goes back, retry, supersede, fail", limit=2, policy=RolloutTable(on_budget=OnBudget.ROLLBACK)
+        "crash, pause, goes back, retry, supersede, fail", limit=2, policy=RolloutTable(on_budget=OnBudget.ROLLBACK)
     ),
     "4 hosts, limit 1, budget 1": rules("crash, retry, lost, supersede, fail", hosts=4, policy=BUDGET_1),
     "4 hosts in 2 zones, limit 2, 1 per zone": rules(

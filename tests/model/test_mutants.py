@@ -82,16 +82,6 @@ PROTOCOL: dict[str, tuple[dict[str, Any], Violation, list[str]]] = {
         Violation.TOO_MANY_PERMITS,
         ["h0 reads", "h0 and h1 are granted permits at once"],
     ),
-    "the halt is a write of its own, after the failure": (
-        {"halts_at_once": False},
-        Violation.TOO_MANY_FAILED,
-        [],
-    ),
-    "resuming opens a rollout that is halted": (
-        {"resumes_halted": True},
-        Violation.TOO_MANY_FAILED,
-        [],
-    ),
 }
 """What differs around the decisions."""
 
@@ -176,6 +166,31 @@ def test_a_wrong_admission_is_caught(name: str, monkeypatch: pytest.MonkeyPatch)
     assert violation is caught.violation
 
 
+@pytest.mark.parametrize("change", [{"halts_at_once": False}, {"resumes_halted": True}])
+def test_a_halt_that_comes_late_or_is_lifted_is_caught(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failure halts the rollout in its own write, and beside that admission counts what failed: without both, too many fail."""
+    may = "crash, pause, retry, release, fail"
+    assert None is found(may, **change).violation
+
+    monkeypatch.setattr(admission, "_spent", no_rule)
+
+    assert Violation.TOO_MANY_FAILED is found(may, **change).violation
+
+
+def test_going_back_under_a_pause_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a person stopped goes on when a person says so."""
+    real = advancing._goes_back_to
+
+    def whatever_the_state(rollout: Rollout, *rest: Any) -> Enabled | None:
+        return real(replace(rollout, state=RolloutState.OPEN), *rest)
+
+    monkeypatch.setattr(advancing, "_goes_back_to", whatever_the_state)
+
+    caught = found("pause, goes back, retry, fail", policy=RolloutTable(on_budget=OnBudget.ROLLBACK))
+
+    assert Violation.OPENED_BY_ITSELF is caught.violation
+
+
 def test_a_budget_of_one_too_many_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rollout must halt with the first failure beyond the budget, not with the second."""
     real = admission.over_budget
@@ -184,6 +199,7 @@ def test_a_budget_of_one_too_many_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
         return real(rollout, rollout_id, Share(budget.part_of(hosts) + 1), hosts)
 
     monkeypatch.setattr(advancing, "over_budget", late)
+    monkeypatch.setattr(admission, "over_budget", late)
 
     assert Violation.TOO_MANY_FAILED is found().violation
 

@@ -1,16 +1,20 @@
 """The documents are true: their code runs, their tables are complete, their links and commands exist."""
 
 import importlib.util
+import inspect
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from deployd_core import hookspecs
+from deployd_core import hookspecs, model, testing
 from deployd_core.cli.groups import COMMANDS
 from deployd_core.config import AgentConfig, load_spec
-from deployd_core.plugins import Plugins, PluginState, convert
+from deployd_core.conformance.strategies import PROPERTIES
+from deployd_core.plugins import Kind, Plugins, PluginState, convert
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
@@ -67,7 +71,12 @@ def test_verbs_of_make_exist(page):
     assert set() == set(re.findall(r"(?:^|`)make ([a-z]+)", PAGES[page], re.MULTILINE)) - verbs
 
 
-@pytest.mark.parametrize("text", blocks("python"))
+def is_test(parameter):
+    """Whether a block of Python is a test, rather than a plugin."""
+    return "deployd_core.testing" in parameter.values[0]
+
+
+@pytest.mark.parametrize("text", [block for block in blocks("python") if not is_test(block)])
 def test_a_python_example_is_a_plugin_that_loads(text, tmp_path):
     """Python in the documents is a plugin module, and it works as it stands."""
     (tmp_path / "example.py").write_text(text)
@@ -75,6 +84,32 @@ def test_a_python_example_is_a_plugin_that_loads(text, tmp_path):
     rows = [row for row in Plugins.load(directory=tmp_path).rows if row.provider.entry == "example"]
 
     assert [PluginState.OK] == [row.state for row in rows], rows
+
+
+TUTORIAL = "docs/plugins/tutorial.md"
+"""Its own test follows it literally, in a fresh environment."""
+
+
+@pytest.mark.parametrize("text", [block for block in blocks("python") if is_test(block) and not block.id.startswith(TUTORIAL)])
+def test_a_python_example_is_a_test_that_passes(text, tmp_path):
+    """Or it is a test, which pytest runs with the kit."""
+    (tmp_path / "test_example.py").write_text(text)
+
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert 0 == done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("text", [block for block in blocks("console") if block.id.startswith("docs/plugins/debugging.md")])
+def test_a_trace_is_as_the_page_shows_it(text, tmp_path):
+    """The lines of the page come, whatever times and versions they have."""
+    command, _, shown = text.removeprefix("$ ").partition("\n")
+    program = f"{sys.executable} -P -m deployd_core --plugins-dir {tmp_path} "
+    done = subprocess.run(command.replace("deployd ", program, 1), shell=True, capture_output=True, text=True, check=True)
+
+    for line in shown.splitlines():
+        assert re.search(re.escape(line).replace(r"\.\.\.", ".*"), done.stderr), line
 
 
 @pytest.mark.parametrize("text", blocks("toml"))
@@ -103,17 +138,76 @@ def test_the_first_strategy_is_short():
     assert len([line for line in text.splitlines() if line.strip()]) <= 15
 
 
-@pytest.mark.parametrize("hook", [name for name in vars(hookspecs) if name.startswith("deployd_")])
+HOOKS = {name: function for name, function in vars(hookspecs).items() if name.startswith("deployd_")}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_is_documented(hook):
     """The page on plugins names every hook."""
     assert f"`{hook}" in PAGES["docs/plugins.md"]
 
 
+def test_the_reference_of_hooks_has_their_signatures():
+    """Its headings are the hooks, in their order, each with its exact signature."""
+    headings = re.findall(r"^## `(.*)`$", PAGES["docs/plugins/hooks.md"], re.MULTILINE)
+
+    assert [f"{name}{inspect.signature(function)}".replace("'", "") for name, function in HOOKS.items()] == headings
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_reference_of_a_hook_is_complete(hook):
+    """When it is called, on which thread, what it may raise and what then happens, and who uses it."""
+    section = PAGES["docs/plugins/hooks.md"].partition(f"## `{hook}(")[2].partition("\n## ")[0]
+
+    assert ["When", "Thread", "May raise", "Used by"] == re.findall(r"^- \*\*([A-Za-z ]+):\*\*", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize("value", [model.HostView, model.InstanceView, model.PermitView, model.FleetView, model.Plan])
+def test_the_page_on_views_knows_every_field(value):
+    """Nothing that a strategy sees or says goes without a word, computed or not."""
+    computed = [name for name, found in vars(value).items() if isinstance(found, property)]
+
+    assert [] == [name for name in (*value.__struct_fields__, *computed) if f"`{name}`" not in PAGES["docs/plugins/view.md"]]
+
+
+def test_the_page_on_views_knows_every_phase():
+    """Each has its row."""
+    assert [] == [phase.value for phase in model.Phase if f"| `{phase.value}` |" not in PAGES["docs/plugins/view.md"]]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.STRATEGY], ids=lambda kind: kind.value)
+def test_the_page_on_kinds_knows_every_method(kind):
+    """Each method of a contract stands in the table of its kind."""
+    section = PAGES["docs/plugins/kinds.md"].partition(f"## {kind.value.capitalize()}\n")[2].partition("\n## ")[0]
+    methods = [name for name, found in vars(kind.contract).items() if inspect.isfunction(found) and not name.startswith("_")]
+
+    assert [] == [name for name in methods if f"`{name}(" not in section]
+
+
+def test_the_page_on_testing_knows_the_whole_kit():
+    """Every contract, and every fixture; and it names none that is not there."""
+    page = PAGES["docs/plugins/testing.md"]
+    fixtures = set(re.findall(r"^def (deployd_\w+)", (ROOT / "deployd_core/testing/plugin.py").read_text(), re.MULTILINE))
+
+    assert {name for name in testing.__all__ if name.endswith("Contract")} == set(re.findall(r"`(\w+Contract)`", page))
+    assert fixtures == set(re.findall(r"^\| `(deployd_\w+)` \|", page, re.MULTILINE))
+    assert all(hasattr(testing, name) for name in testing.__all__)
+
+
+def test_the_page_on_debugging_knows_every_check():
+    """What each of them says, and what to do about it."""
+    assert [] == [name for name in PROPERTIES if f"| `{name}` |" not in PAGES["docs/plugins/debugging.md"]]
+
+
 def test_every_page_can_be_reached():
-    """Every page of docs/ is in the navigation and in the README's or the index's links."""
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    """Every page of docs/ is in the navigation, and in the links of the README, the index or the page on plugins."""
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     navigation = set(re.findall(r"^  - (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
-    linked = {Path(link).name for page in ("README.md", "docs/index.md") for link in LINK.findall(PAGES[page])}
+    linked = {
+        link.removeprefix("docs/")
+        for page in ("README.md", "docs/index.md", "docs/plugins.md")
+        for link in LINK.findall(PAGES[page])
+    }
 
     assert pages == navigation
     assert pages <= linked
