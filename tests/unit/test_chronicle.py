@@ -46,6 +46,7 @@ def history(*lines):
             ["enable v1", "enable v2 role=canary", "complete v2 role=canary", "promote v2", "complete v2"],
             [(Outcome.SUPERSEDED, 180), (Outcome.COMPLETED, 60), (Outcome.COMPLETED, 60)],
         ),
+        (["enable v2", "enable v2 role=canary", "complete v2 role=canary"], [(Outcome.GOING, None), (Outcome.COMPLETED, 60)]),
         (["enable v2 role=canary", "promote v2"], [(Outcome.SUPERSEDED, 60), (Outcome.GOING, None)]),
         (["enable v1", "enable v2 role=canary", "complete v1"], [(Outcome.COMPLETED, 120), (Outcome.GOING, None)]),
         (["enable v2 role=canary", "halt role=canary", "complete v1"], [(Outcome.HALTED, 60), None]),
