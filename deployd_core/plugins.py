@@ -185,6 +185,16 @@ class Plugins:
         plugin = call_plugin(found.provider, f"making {kind.value} {name}", lambda: found.plugin(checked))
         return Bound(plugin, name, found.provider)
 
+    def add(self, kind: Kind, plugin: type[api.Plugin[Any]]) -> None:
+        """Take a class that nothing has registered, for a test of it; it wins over one of its name.
+
+        Raises:
+            PluginError: It is no plugin of that kind.
+        """
+        provider = Provider(entry=plugin.name, distribution="test", version="", origin=plugin.__module__)
+        found = _checked_class(kind, plugin)
+        self._implementations[kind, plugin.name] = Implementation(kind=kind, name=plugin.name, plugin=found, provider=provider)
+
     def hook_functions(self, hook: str) -> list[tuple[Provider, Callable[..., Any]]]:
         """The implementations of a hook that is called while deploys happen, each to be called on its own with keywords."""
         return [

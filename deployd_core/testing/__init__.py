@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from deployd_core.testing.steps import RefusingStepContract, StepContract
     from deployd_core.testing.strategies import StrategyContract
     from deployd_core.testing.views import host_view, instance_view
+    from deployd_core.testing.virtual import virtual_fleet
 
 _WHERE = {
     "fakes": ("FakeBalancer", "FakeGate", "FakeManager", "FakeManagerOptions", "FakeProbe", "FakeProcesses"),
@@ -41,6 +42,7 @@ _WHERE = {
     "steps": ("RefusingStepContract", "StepContract"),
     "strategies": ("StrategyContract",),
     "views": ("host_view", "instance_view"),
+    "virtual": ("virtual_fleet",),
 }
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "free_port",
     "host_view",
     "instance_view",
+    "virtual_fleet",
 ]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from deployd_core.api import HostView
+    from deployd_core.simulate.runner import Run
     from deployd_core.testing.fakes import FakeGate, FakeManager, FakeProbe
     from deployd_core.testing.zookeeper import ZooKeeperServer
 
@@ -26,6 +27,14 @@ def deployd_view() -> Callable[..., HostView]:
     from deployd_core.testing.views import host_view  # noqa: PLC0415
 
     return host_view
+
+
+@pytest.fixture
+def deployd_fleet() -> Callable[..., Run]:
+    """Roll virtual fleets: ``deployd_fleet(MyStrategy, hosts=20).lowest``; see `deployd_core.testing.virtual`."""
+    from deployd_core.testing.virtual import virtual_fleet  # noqa: PLC0415
+
+    return virtual_fleet
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from deployd_core.api import Gate, Health, HostView, InstanceCall, Options, Phase, State, Verdict
 from deployd_core.testing import ClearingContract, FakeBalancer, FakeGate, FakeManager, FakeProbe, LeaseContract, SampleService
 from deployd_core.testing.instances import Client
+from deployd_strategies.concurrency import Concurrency
 
 
 class Through(Client):
@@ -67,6 +68,21 @@ def test_the_fakes_come_as_fixtures(
     assert [("start", "web@8001")] == manager.processes.calls
     assert (Health.UNHEALTHY, Health.HEALTHY) == (probe.check(call).health, deployd_probe().check(call).health)
     assert () == deployd_gate.closed(call)
+
+
+def test_a_virtual_fleet_comes_as_a_fixture(deployd_fleet: Callable[..., Any]) -> None:
+    """A class that is not installed is simulated, under its own limit; the same seed gives the same run."""
+
+    class TwoHosts(Concurrency):
+        """Restart two hosts at a time."""
+
+        name = "two-hosts"
+
+    run = deployd_fleet(TwoHosts, hosts=8, options={"limit": 2}, seed=3)
+
+    assert (8, 2, ()) == (run.converged, run.most_permits, run.broken)
+    assert run == deployd_fleet(TwoHosts, hosts=8, options={"limit": 2}, seed=3)
+    assert run.trace != deployd_fleet(TwoHosts, hosts=8, options={"limit": 2}, seed=4).trace
 
 
 @pytest.mark.zookeeper
