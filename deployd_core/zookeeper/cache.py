@@ -36,9 +36,9 @@ class NodeCache:
 
     @property
     def stale(self) -> bool:
-        """Whether anything must be read again."""
+        """Whether any node must be read again; lists of names are for those who ask for them."""
         with self._lock:
-            return bool(self._node_marks.fired or self._children_marks.fired) or self._generation != self._session.generation
+            return bool(self._node_marks.fired) or self._generation != self._session.generation
 
     def read(self, paths: Iterable[str]) -> dict[str, Node | None]:
         """The nodes as they are now, reading those that changed."""
