@@ -117,10 +117,17 @@ def make_scenario(settings: Settings, wish: Wish) -> Scenario:
     return scenario
 
 
-def run(settings: Settings, wish: Wish, scenario: Scenario) -> Summary:
-    """Run every seed, and say how far it is on a terminal."""
+def run(settings: Settings, wish: Wish, scenario: Scenario) -> tuple[Summary, tuple[Run, Record]]:
+    """Run every seed, and say how far it is on a terminal.
+
+    Returns:
+        What came of it, and in full the worst run: the first that broke a rule, else the first.
+    """
+    if wish.seeds == 1:
+        alone = simulate(scenario, settings.plugins(), wish.seed, full=True)
+        return Summary(runs=(alone[0],)), alone
     seeds = range(wish.seed, wish.seed + wish.seeds)
-    shown = len(seeds) > 1 and is_terminal(sys.stderr)
+    shown = is_terminal(sys.stderr)
     runs: list[Run] = []
     try:
         for done in simulate_seeds(scenario, settings.plugins(), seeds):
@@ -130,16 +137,24 @@ def run(settings: Settings, wish: Wish, scenario: Scenario) -> Summary:
     finally:
         if shown:
             click.echo("\r\x1b[K", err=True, nl=False)
-    return Summary(runs=tuple(runs))
+    worst = next((run for run in runs if run.broken), runs[0])
+    again = simulate(scenario, settings.plugins(), worst.seed, full=True)
+    assert again[0].trace == worst.trace, f"seed {worst.seed} gave two different runs"
+    return Summary(runs=tuple(runs)), again
 
 
 def print_summary(
-    settings: Settings, wish: Wish, scenario: Scenario, summary: Summary, *, as_json: bool, svg: Path | None, trace: Path | None
+    wish: Wish,
+    scenario: Scenario,
+    summary: Summary,
+    shown: tuple[Run, Record],
+    *,
+    as_json: bool,
+    svg: Path | None,
+    trace: Path | None,
 ) -> None:
-    """Print what came of it, with a picture of the worst run: the first that broke a rule, else the first."""
-    shown = next((run for run in summary.runs if run.broken), summary.runs[0])
-    again, record = simulate(scenario, settings.plugins(), shown.seed, full=True)
-    assert again.trace == shown.trace, f"seed {shown.seed} gave two different runs"
+    """Print what came of it, with a picture of one run."""
+    again, record = shown
     hosts = [*again.order, *sorted({host.name for host in scenario.hosts} - set(again.order))]
     if svg is not None:
         title = f"{wish.strategy}, {again.hosts} hosts, seed {again.seed}: {again.outcome.value} after {_time(again.seconds)}"

@@ -188,6 +188,6 @@ def simulate(
         raise click.UsageError("--spec and --service both say where the spec comes from: give one of them")
     wish = Wish(strategy=name, spec_file=spec_file, where=given(settings, service=wishes["service"]), **wishes)
     scenario = make_scenario(settings, wish)
-    summary = run(settings, wish, scenario)
-    print_summary(settings, wish, scenario, summary, as_json=as_json, svg=svg, trace=trace)
+    summary, shown = run(settings, wish, scenario)
+    print_summary(wish, scenario, summary, shown, as_json=as_json, svg=svg, trace=trace)
     return Exit.FAILED if summary.broken else Exit.DONE
