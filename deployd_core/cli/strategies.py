@@ -179,8 +179,8 @@ def simulate(
     ones; hosts, instances and time are imagined, and everything comes from the seed.
 
     Faults of hosts (2, or 5% of them) are crash, reboot, dead, session, lost-answer, late-watch, double-watch, failed-start,
-    bad-build, slow-start, slow-probe, flap, disk-full, join and leave; of the service newer-build, new-spec and pause. WHEN is a time
-    (10m), a part of the hosts that have got a permit (50%), or rand. The exit code is 1 when a rule was broken.
+    bad-build, slow-start, slow-probe, flap, disk-full, join and leave; of the service newer-build, new-spec and pause. WHEN is a
+    time (10m), a part of the hosts that have got a permit (50%), or rand. The exit code is 1 when a rule was broken.
     """
     from deployd_core.cli.simulation import Wish, given, make_scenario, print_summary, run
 
