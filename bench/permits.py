@@ -12,6 +12,7 @@ Then a holder is killed: the recipe gives its lease away while the host is half 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -228,9 +229,15 @@ class SemaphoreHost:
 
 
 def status_of(snapshot: Snapshot) -> HostStatus:
-    membership = snapshot.membership
-    since = datetime.now(UTC).isoformat()
-    return HostStatus(host=snapshot.host, zone=membership.zone, role=membership.role, wanted="v1", step="waiting", since=since)
+    return HostStatus(
+        host=snapshot.host,
+        zone=snapshot.membership.zone,
+        role=snapshot.membership.role,
+        wanted="v1",
+        step="waiting",
+        since=datetime.now(UTC).isoformat(),
+        rollout=snapshot.rollout_id,
+    )
 
 
 def work(kind: str, address: str, chroot: str, numbers: list[int]) -> None:
@@ -279,8 +286,5 @@ def live(hosts: list[PermitHost | SemaphoreHost], spans: list[tuple[float, float
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         work(*sys.argv[2:5], json.loads(sys.argv[5]))
-        sys.stdout.flush()
-        import os
-
-        os._exit(0)
+        os._exit(0)  # without closing the sessions one by one
     sys.exit(main())

@@ -289,7 +289,7 @@ def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setbac
     if view.phase is Phase.WARMING and _is_down(facts, seen) and (facts.state is State.FAILED or setback is None):
         return f"{facts.name} did not stay up after its restart: {last}"
     if view.phase is Phase.WARMING and facts.lives >= _LIVES and facts.health is not Health.HEALTHY:
-        return f"{facts.name} died {facts.lives - 1} times since its restart: {last}"
+        return f"{facts.name} died {facts.lives - 1} times since its restart: {facts.reason or last}"
     if seen.now < _deadline(facts, view, seen.rules) or view.phase in (Phase.RESTARTING, Phase.RETURNING):
         return ""
     if view.phase is Phase.DRAINING:

@@ -141,6 +141,7 @@ class World:
         self.ensemble.remove_permit(self.service, host.name)
         self.ensemble.excuse(self.service, host.name, by="simulation", why="to see what happens")
         self.hosts.remove(host)
+        self.done.discard(host.name)
         self.record.enter(host.zone, -len(host.instances), 0)
 
     def expire(self, host: VirtualHost) -> None:

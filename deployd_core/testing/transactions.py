@@ -55,10 +55,10 @@ def read_transactions(directories: Iterable[Path]) -> list[Committed]:
         for path in sorted(directory.glob("version-2/log.*")):
             found |= {committed.zxid: committed for committed in _read(path.read_bytes())}
     ordered = [found[zxid] for zxid in sorted(found)]
-    for before, after in itertools.pairwise(ordered):
+    for before, after in itertools.pairwise([0, *sorted(found)]):
         # A new leader counts from 1 in the lower half, under an epoch of its own in the upper.
-        if after.zxid not in (before.zxid + 1, (after.zxid >> 32 << 32) + 1):
-            raise Incomplete(f"nothing between {before.zxid:#x} and {after.zxid:#x}")
+        if after not in (before + 1, (after >> 32 << 32) + 1):
+            raise Incomplete(f"nothing between {before:#x} and {after:#x}")
     return ordered
 
 

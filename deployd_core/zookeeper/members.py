@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -85,7 +86,11 @@ def register(session: Session, service: str, host: str, zone: str, *, is_back: b
 
     Nothing happens when the service is gone.
     """
-    path = ServicePaths(service).host(host)
+    paths = ServicePaths(service)
+    path = paths.host(host)
+    with suppress(Refused):  # the service is gone, or not complete: then whoever waits first makes it
+        # Now, so that not the whole fleet finds it missing at once when it asks for its first permits.
+        session.create_if_missing(paths.zone_queue(zone))
     for _ in range(ATTEMPTS):
         node = session.get(path)
         try:

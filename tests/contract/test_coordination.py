@@ -282,6 +282,7 @@ def status_of(snapshot: Snapshot, step: str = "converged", *, down: bool = False
         served=build,
         step=step,
         since="2026-11-23T12:00:00Z",
+        rollout=snapshot.rollout_id,
         down=down,
     )
 

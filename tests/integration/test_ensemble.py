@@ -23,11 +23,11 @@ from deployd_core.packing import pack
 from deployd_core.plugins import Plugins, convert
 from deployd_core.spec import ServiceSpec
 from deployd_core.testing.light import PLUGIN_FILE, LightAgent, LightProcess
-from deployd_core.testing.transactions import Committed, read_transactions
-from deployd_core.testing.zookeeper import ZooKeeperEnsemble, home_from_environment
+from deployd_core.testing.transactions import Committed, Incomplete, read_transactions
+from deployd_core.testing.zookeeper import ZooKeeperEnsemble, ZooKeeperServer, home_from_environment
 from deployd_core.zookeeper import layout
 from deployd_core.zookeeper.layout import ServicePaths
-from deployd_core.zookeeper.session import Session
+from deployd_core.zookeeper.session import Refused, Session
 from deployd_core.zookeeper.status import FleetStatus, Roster
 
 pytestmark = pytest.mark.zookeeper
@@ -314,3 +314,28 @@ def expire(server: str, session: Session) -> None:
     while session.generation == before or session.link is not Link.CONNECTED:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_the_log_of_transactions_tells_what_happened_and_nothing_else(tmp_path: Path) -> None:
+    """It has every write in its order, nothing of a transaction that was refused, and a hole in it does not pass for nothing."""
+    with ZooKeeperServer(tmp_path / "zookeeper", home=home_from_environment()) as server:
+        with Session(server.address, "/t") as session:
+            session.ensure_chroot()
+            session.create("/a", b"1")
+            with pytest.raises(Refused):
+                session.transaction().set("/a", b"2").delete("/missing").commit()
+            session.transaction().set("/a", b"3").create("/b").commit()
+        server.kill()
+        server.start()
+        with Session(server.address, "/t") as session:
+            session.delete("/b")
+
+        changes = [change for committed in read_transactions([server.data]) for change in committed.changes]
+        (server.data / "version-2").joinpath("log.1").unlink()
+
+        assert [("create", "/t"), ("create", "/t/a"), ("set", "/t/a"), ("create", "/t/b"), ("delete", "/t/b")] == [
+            (change.verb, change.path) for change in changes
+        ]
+        assert [b"1", b"3"] == [change.data for change in changes if change.path == "/t/a"]
+        with pytest.raises(Incomplete):
+            read_transactions([server.data])

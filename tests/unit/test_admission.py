@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -98,6 +98,7 @@ _SHARES = st.one_of(st.none(), st.integers(0, 5).map(Share), st.integers(0, 100)
 _LIMITS = st.builds(FleetLimit, hosts=_SHARES, per_zone=_SHARES)
 
 
+@settings(deadline=None)
 @given(holders=_HOSTS, more=_HOSTS, limit=_LIMITS, hosts=st.integers(1, 30))
 def test_another_holder_never_turns_a_no_into_a_yes(
     holders: dict[str, str], more: dict[str, str], limit: FleetLimit, hosts: int
@@ -110,6 +111,7 @@ def test_another_holder_never_turns_a_no_into_a_yes(
     assert before is None or after is not None
 
 
+@settings(deadline=None)
 @given(limit=_LIMITS, hosts=st.integers(1, 30), zones=st.lists(st.sampled_from(["z1", "z2"]), max_size=30))
 def test_granting_one_after_the_other_never_exceeds_a_limit(limit: FleetLimit, hosts: int, zones: list[str]) -> None:
     """Whoever asks, in whatever order: there are never more permits than each limit allows."""
@@ -305,6 +307,7 @@ _POLICIES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(
     policy=_POLICIES,
     limit=_LIMITS,
@@ -385,6 +388,7 @@ def test_what_leaves_no_host_to_restart_is_told_with_its_arithmetic(min_availabl
     assert message == impossible(policy, hosts)
 
 
+@settings(deadline=None)
 @given(
     min_available=st.one_of(st.integers(0, 12).map(Share), st.integers(0, 100).map(lambda percent: Share(f"{percent}%"))),
     hosts=st.integers(1, 12),

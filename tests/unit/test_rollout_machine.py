@@ -82,7 +82,8 @@ class Rollouts(RuleBasedStateMachine):
         self.permits: set[str] = set()
         """Who holds one, as far as what was done here says."""
         self.most_held, self.most_budget = 0, 0
-        self.last_grant: tuple[str, datetime] = ("", self.now)
+        self.last_grant = ("", 0, self.now)
+        """In which rollout, how many grants there had been before it, and when."""
         self.apply(policy, limit)
         self.hosts = {name: Machine(self.ensemble.coordination(name)) for name in HOSTS}
         for name, zone in HOSTS.items():
@@ -173,6 +174,14 @@ class Rollouts(RuleBasedStateMachine):
             self.come_back(host)
             self.mend(host)
             self.roll(host, ends)
+
+    @rule(order=st.permutations(sorted(HOSTS)))
+    def bad_build(self, order: list[str]) -> None:
+        """One build is completed, and the next one fails everywhere."""
+        self.go_on(retry=True)
+        self.roll_all(order, "well")
+        self.enable(Role.FLEET)
+        self.roll_all(order, "reverted")
 
     @rule(order=st.permutations(sorted(HOSTS)), restarts=st.booleans())
     def ask_all(self, order: list[str], restarts: bool) -> None:
@@ -304,10 +313,11 @@ class Rollouts(RuleBasedStateMachine):
         if self.policy.canary_first and role is Role.FLEET:
             assert snapshot.enabled is not None
             assert rollout.promoted == snapshot.enabled.build, "granted before it was promoted"
-        if self.policy.stagger and self.last_grant[0] == snapshot.rollout_id:
-            assert (self.now - self.last_grant[1]).total_seconds() >= STAGGER, "granted too soon after another"
+        # The first host of a rollout of the fleet need not wait for those of the one before.
+        if self.policy.stagger and self.last_grant[:2] == (snapshot.rollout_id, rollout.grants_before):
+            assert (self.now - self.last_grant[2]).total_seconds() >= STAGGER, "granted too soon after another"
         self.counted(host)
-        self.token, self.last_grant = permit.token, (snapshot.rollout_id, self.now)
+        self.token, self.last_grant = permit.token, (snapshot.rollout_id, rollout.grants_before, self.now)
         self.permits.add(host)
         self.most_held = max(self.most_held, len(self.permits))
         it.taken = False

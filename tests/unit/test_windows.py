@@ -7,7 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployd_core.errors import ConfigError
@@ -198,6 +198,7 @@ def test_a_denied_time_that_comes_twice_is_denied_twice(now: str) -> None:
     assert None is not closed(table(deny=("02:15-02:45",), timezone=BERLIN), utc(now))
 
 
+@settings(deadline=None)
 @given(
     st.datetimes(datetime(2026, 1, 1), datetime(2028, 1, 1), timezones=st.just(UTC)),
     st.integers(0, 23 * 60 + 59),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,12 +152,12 @@ class _Program:
             return
         newborn = info["pid"] and info["now"] - info["start"] <= 1
         self.ask("stopProcess", False, ignore=_NOT_RUNNING)
-        again_at = time.monotonic() + _NEWBORN if newborn else math.inf
+        again_at = time.monotonic() + _NEWBORN if newborn else float("inf")
         while (info := self.info())["statename"] not in _DOWN:
             if time.monotonic() >= again_at:
                 # A child that has yet to become the program, as in a crash loop, loses the signal and lives until stopwaitsecs.
                 self.ask("signalProcess", "TERM", ignore=_NOT_RUNNING)
-                again_at = math.inf
+                again_at = float("inf")
             if self._left() == 0:
                 raise RestartFailed(
                     f"supervisor could not stop {self._name} in {self._timeout:.1f} s: {_describe(info)}",
