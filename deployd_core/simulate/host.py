@@ -266,7 +266,7 @@ class VirtualHost:
         )
 
         def strategy(view: HostView) -> Plan:
-            return ask_strategy(setup.strategy, view)
+            return ask_strategy(setup.strategy, view, within=None)  # a thread for each question would cost ten times as much
 
         return plan_host(seen, strategy)
 
