@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from msgspec import Struct
 
 from deployd_core.model import Action, FleetLimit
@@ -10,15 +12,21 @@ from deployd_core.model import Action, FleetLimit
 class Act(Struct, frozen=True):
     """Something to do. At most one act of a key is under way."""
 
+    verb: ClassVar[str] = "act"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.verb = cls.__name__.lower()
+
     @property
     def key(self) -> str:
         """What tells acts apart: the verb, and the instance or step it is about."""
-        return type(self).__name__.lower()
+        return self.verb
 
     @property
     def doing(self) -> str:
         """What is being done, for a person."""
-        return type(self).__name__.lower()
+        return self.verb
 
 
 class BuildAct(Act, frozen=True):
@@ -29,7 +37,7 @@ class BuildAct(Act, frozen=True):
     @property
     def key(self) -> str:
         """The verb and the build."""
-        return f"{type(self).__name__.lower()}:{self.build}"
+        return f"{self.verb}:{self.build}"
 
 
 class Resolve(BuildAct, frozen=True):
@@ -124,10 +132,15 @@ class InstanceAct(Act, frozen=True):
 
     instance: str
 
+    @classmethod
+    def key_of(cls, instance: str) -> str:
+        """The key of such an act on an instance."""
+        return f"{cls.verb}:{instance}"
+
     @property
     def key(self) -> str:
         """The verb and the instance."""
-        return f"{type(self).__name__.lower()}:{self.instance}"
+        return self.key_of(self.instance)
 
 
 class CloseGate(InstanceAct, frozen=True):

@@ -6,13 +6,14 @@ from typing import Any
 
 import msgspec
 
-from deployd_core.api import HostView, Plan, Strategy
+from deployd_core.api import Action, FleetLimit, HostView, Plan, Strategy
 from deployd_core.boundary import Bound
 from deployd_core.errors import PluginError
-from deployd_core.units import decode_unit
+from deployd_core.units import Share, decode_unit
 
 PATIENCE = 5.0
 """Seconds until a strategy that has not answered is taken for one that hangs: it takes microseconds."""
+_LIMITS = (Share, type(None))
 
 
 def ask_strategy(strategy: Bound[Strategy[Any]], view: HostView, *, within: float | None = PATIENCE) -> Plan:
@@ -41,8 +42,27 @@ def check_plan(strategy: Bound[Strategy[Any]], plan: Any) -> Plan:
     Raises:
         PluginError: It is no plan.
     """
+    if type(plan) is Plan and _is_sound(plan):
+        return plan
     fields: Any = msgspec.structs.asdict(plan) if isinstance(plan, Plan) else plan
     try:
         return msgspec.convert(fields, Plan, from_attributes=True, dec_hook=decode_unit)
     except msgspec.ValidationError as error:
         raise PluginError(f"strategy {strategy.name} [{strategy.provider}] returned no Plan: {error}") from error
+
+
+def _is_sound(plan: Plan) -> bool:
+    """Whether every value has its type already, which spares the conversion: a plan is made many times a second."""
+    limit = plan.limit
+    return (
+        type(plan.cycle) is tuple
+        and all(type(name) is str for name in plan.cycle)
+        and type(plan.why) is str
+        and type(plan.impossible) is str
+        and type(plan.action) is Action
+        and type(limit) is FleetLimit
+        and type(limit.hosts) in _LIMITS
+        and type(limit.per_zone) in _LIMITS
+        and type(plan.min_available) is Share
+        and type(plan.priority) is int
+    )

@@ -24,6 +24,7 @@ _QUIET = 3
 """Counts in a row that find nothing, before an instance is taken for drained: one may fall between two requests."""
 _DOWN_TO_STAY = 2.0
 """Seconds without a process after which a restart counts as failed."""
+_OPPOSITES: dict[type[InstanceAct], type[InstanceAct]] = {CloseGate: OpenGate, OpenGate: CloseGate}
 _LIVES = 4
 """Processes after a restart that make a crash loop: its manager has started it again three times, and none got healthy."""
 
@@ -61,7 +62,7 @@ def views(seen: Observation) -> tuple[InstanceView, ...]:
 
 def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
     """Where an instance stands, from evidence alone."""
-    if Restart(instance=facts.name).key in seen.busy:
+    if Restart.key_of(facts.name) in seen.busy:
         return Phase.RESTARTING
     if facts.running and seen.right(facts):
         if facts.gate_closed or not _steady(facts, seen):
@@ -73,7 +74,7 @@ def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
         # The deploy is over, and somebody has stopped it or it has died: that is its manager's business, not ours.
         return Phase.WARMING
     # One that is being closed is not available any more: another must not be let in beside it.
-    closing = CloseGate(instance=facts.name).key in seen.busy
+    closing = CloseGate.key_of(facts.name) in seen.busy
     return Phase.DRAINING if facts.gate_closed or closing else Phase.STALE
 
 
@@ -122,7 +123,7 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
             acts += renewal(facts, seen)
         if not manager_away:
             deadlines.append(_deadline(facts, view, seen.rules))
-        reasons.append(_waiting_for(facts, view, seen, setback))
+        reasons.append(f"{facts.name}: {setback.reason if setback else _state_of_wait(facts, view, seen)}")
     waits = _drain_waits(seen, shown)
     if failures:
         return Moves(acts=leftovers(seen), failure="; ".join(failures), waits=waits)
@@ -174,15 +175,15 @@ def _clients_away(facts: InstanceFacts, seen: Observation) -> bool:
 
 def renewal(facts: InstanceFacts, seen: Observation) -> tuple[Act, ...]:
     """Move the end of a lease before it runs out under us, and take over one that another agent has left."""
-    drain, act = seen.rules.drain, CloseGate(instance=facts.name)
+    drain = seen.rules.drain
     due = drain is not None and facts.gate_closed and (facts.lease_left < drain.lease / 2 or not facts.gate_ours)
-    return (act,) if due and _may(act, seen) else ()
+    return (act,) if due and _may(act := CloseGate(instance=facts.name), seen) else ()
 
 
 def _may(act: InstanceAct, seen: Observation) -> bool:
     """Whether an act may begin now; a gate is never closed and opened at once, since nobody could say which of them came last."""
-    other = {CloseGate: OpenGate, OpenGate: CloseGate}.get(type(act))
-    return seen.ready(act.key) and (other is None or other(instance=act.instance).key not in seen.busy)
+    other = _OPPOSITES.get(type(act))
+    return seen.ready(act.key) and (other is None or other.key_of(act.instance) not in seen.busy)
 
 
 def _deadline(facts: InstanceFacts, view: InstanceView, rules: Rules) -> float:
@@ -258,10 +259,6 @@ def _next_drain_move(facts: InstanceFacts, view: InstanceView, seen: Observation
     return CloseIdle(instance=facts.name) if facts.connections.idle else None
 
 
-def _waiting_for(facts: InstanceFacts, view: InstanceView, seen: Observation, setback: Setback | None) -> str:
-    return f"{facts.name}: {setback.reason if setback else _state_of_wait(facts, view, seen)}"
-
-
 def _state_of_wait(facts: InstanceFacts, view: InstanceView, seen: Observation) -> str:
     match view.phase:
         case Phase.DRAINING:
@@ -303,10 +300,11 @@ def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setbac
 
 def _not_let_in(facts: InstanceFacts, view: InstanceView, seen: Observation) -> tuple[str, ...]:
     """Why a drain that has lost its gate has failed: the time for it goes on, so that closing it again and again has an end."""
-    drain, since = seen.rules.drain, seen.waits.get(_wait_key(Phase.DRAINING, facts.name))
-    if drain is None or since is None or view.phase is not Phase.STALE or seen.now < since + _drain_time(drain, seen.rules):
+    drain = seen.rules.drain
+    since = seen.waits.get(_wait_key(Phase.DRAINING, facts.name)) if drain and view.phase is Phase.STALE else None
+    if drain is None or since is None or seen.now < since + _drain_time(drain, seen.rules):
         return ()
-    setback = seen.setbacks.get(CloseGate(instance=facts.name).key)
+    setback = seen.setbacks.get(CloseGate.key_of(facts.name))
     if setback is None and drain.at_deadline is AtDeadline.PROCEED and not facts.gate_problem:
         return ()
     why = setback.reason if setback else facts.gate_problem or "its gate did not stay closed"
@@ -322,7 +320,7 @@ def _drain_waits(seen: Observation, shown: tuple[InstanceView, ...]) -> frozense
 
 def _environment(facts: InstanceFacts, seen: Observation) -> bool:
     """Whether the world around an instance is what it waits for: its manager cannot be asked. That is retried, and no failure."""
-    setback = seen.setbacks.get(Restart(instance=facts.name).key)
+    setback = seen.setbacks.get(Restart.key_of(facts.name))
     return facts.manager_away or (setback is not None and setback.environment and not seen.right(facts))
 
 
@@ -334,17 +332,18 @@ def _is_down(facts: InstanceFacts, seen: Observation) -> bool:
 
 def _enter(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> tuple[list[str], str]:
     """The stale instances that may enter the cycle now, and why others may not."""
+    pairs = list(zip(seen.instances, shown, strict=True))
+    stale = {view.name: (facts, view) for facts, view in pairs if view.phase is Phase.STALE}
+    named = [name for name in dict.fromkeys(wish.cycle) if name in stale]
+    if not named:
+        return [], ""
     floor = _floor(wish, seen.rules, len(shown)) if len(shown) > 1 else 0
-    by_name = {view.name: view for view in shown}
-    known = {facts.name: facts for facts in seen.instances}
-    available = {view.name for view in shown if view.available and not _clients_away(known[view.name], seen)}
+    available = {view.name for facts, view in pairs if view.available and not _clients_away(facts, seen)}
     entering: list[str] = []
     held_back = ""
-    for name in dict.fromkeys(wish.cycle):
-        view = by_name.get(name)
-        if view is None or view.phase is not Phase.STALE:
-            continue
-        obstacle = _obstacle(known[name], seen)
+    for name in named:
+        facts, view = stale[name]
+        obstacle = _obstacle(facts, seen)
         if obstacle:
             held_back = f"{name}: {obstacle}"
         elif view.available and len(available - {name}) < floor:
@@ -381,10 +380,9 @@ def _stalled(seen: Observation, acts: tuple[Act, ...], reason: str, waits: froze
 
 def _in_flight(facts: InstanceFacts) -> str:
     found = facts.connections
-    if found is None and facts.gate_problem:
-        return facts.gate_problem
     if found is None:
-        return "its connections were not counted yet" if facts.gate_closed else "its gate is being closed"
+        uncounted = "its connections were not counted yet" if facts.gate_closed else "its gate is being closed"
+        return facts.gate_problem or uncounted
     return f"{found.busy} connections busy, {found.idle} kept open by clients"
 
 

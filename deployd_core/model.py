@@ -174,10 +174,11 @@ class Phase(Enum):
     RETURNING = "returning"  # healthy and open, but its clients have yet to come back
     READY = "ready"  # serves the wanted build, healthy for the stability window, open
 
-    @property
-    def in_cycle(self) -> bool:
-        """Whether the instance counts as being restarted now."""
-        return self not in (Phase.STALE, Phase.READY)
+    in_cycle: bool
+    """Whether the instance counts as being restarted now."""
+
+    def __init__(self, name: str) -> None:
+        self.in_cycle = name not in ("stale", "ready")
 
 
 class InstanceView(Struct, frozen=True, kw_only=True):

@@ -30,6 +30,9 @@ def observe(
 ) -> Observation:
     """Make the observation. `digest` is what the source said of a build that was enabled without one."""
     build = snapshot.enabled.build if snapshot.enabled else None
+    digest = pinned_digest(snapshot, disk, digest)
+    failed = snapshot.rollout.failed_in(snapshot.rollout_id)
+    failure = failed.get(snapshot.host)
     return Observation(
         now=now,
         service=snapshot.service,
@@ -37,8 +40,8 @@ def observe(
         zone=snapshot.membership.zone,
         role=snapshot.membership.role,
         build=build,
-        digest=pinned_digest(snapshot, disk, digest),
-        staging=_staging(build, pinned_digest(snapshot, disk, digest), disk),
+        digest=digest,
+        staging=_staging(build, digest, disk),
         steps=setup.step_markers,
         current=disk.current,
         restart=snapshot.rollout_id if snapshot.enabled and snapshot.enabled.restart else "",
@@ -53,10 +56,8 @@ def observe(
         permit=PermitView(held=snapshot.permit is not None, token=snapshot.permit.token if snapshot.permit else 0),
         queued=snapshot.queued,
         advanced=advanced,
-        fleet=FleetView(
-            hosts=snapshot.hosts, permits=snapshot.permits, failed=len(snapshot.rollout.failed_in(snapshot.rollout_id))
-        ),
-        failure=snapshot.failure.reason if snapshot.failure else None,
+        fleet=FleetView(hosts=snapshot.hosts, permits=snapshot.permits, failed=len(failed)),
+        failure=failure.reason if failure else None,
         busy=busy,
         setbacks=setbacks,
         waits=waits,

@@ -25,9 +25,10 @@ class Concurrency(Strategy[ConcurrencyOptions]):
     def plan(self, view: HostView) -> Plan:
         """Fill the window with stale instances."""
         window = self.options.instances_at_once.at_most(len(view.instances))
-        room = max(0, window - len(view.cycling))
+        cycling = view.cycling
+        room = max(0, window - len(cycling))
         return Plan(
-            cycle=view.cycling + view.stale[:room],
+            cycle=cycling + view.stale[:room],
             limit=self.options.fleet_limit,
             min_available=self.options.min_available,
             why=f"{window} of {len(view.instances)} instances at a time, {self.options.limit} of the hosts",

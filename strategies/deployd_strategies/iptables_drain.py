@@ -28,8 +28,9 @@ class IptablesDrain(Strategy[IptablesDrainOptions]):
         """Let as many stale instances into the cycle as fit."""
         options, count = self.options, len(view.instances)
         window = options.instances_at_once.at_most(count)
+        cycling = view.cycling
         return Plan(
-            cycle=view.cycling + view.stale[: max(0, window - len(view.cycling))],
+            cycle=cycling + view.stale[: max(0, window - len(cycling))],
             impossible=self._impossible(count, window),
             limit=options.fleet_limit,
             min_available=options.min_available,
