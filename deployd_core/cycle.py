@@ -62,7 +62,7 @@ def views(seen: Observation) -> tuple[InstanceView, ...]:
 
 def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
     """Where an instance stands, from evidence alone."""
-    if Restart.key_of(facts.name) in seen.busy:
+    if seen.busy and Restart.key_of(facts.name) in seen.busy:
         return Phase.RESTARTING
     if facts.running and seen.right(facts):
         if facts.gate_closed or not _steady(facts, seen):
@@ -74,7 +74,7 @@ def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
         # The deploy is over, and somebody has stopped it or it has died: that is its manager's business, not ours.
         return Phase.WARMING
     # One that is being closed is not available any more: another must not be let in beside it.
-    closing = CloseGate.key_of(facts.name) in seen.busy
+    closing = seen.busy and CloseGate.key_of(facts.name) in seen.busy
     return Phase.DRAINING if facts.gate_closed or closing else Phase.STALE
 
 
@@ -395,4 +395,4 @@ def _closed_key(name: str) -> str:
 
 
 def _wait_key(phase: Phase, name: str) -> str:
-    return f"{phase.value}:{name}"
+    return phase.wait + name

@@ -177,8 +177,12 @@ class Phase(Enum):
     in_cycle: bool
     """Whether the instance counts as being restarted now."""
 
+    wait: str
+    """How the keys of waits in this phase begin."""
+
     def __init__(self, name: str) -> None:
         self.in_cycle = name not in ("stale", "ready")
+        self.wait = f"{name}:"
 
 
 class InstanceView(Struct, frozen=True, kw_only=True):

@@ -31,8 +31,7 @@ def observe(
     """Make the observation. `digest` is what the source said of a build that was enabled without one."""
     build = snapshot.enabled.build if snapshot.enabled else None
     digest = pinned_digest(snapshot, disk, digest)
-    failed = snapshot.rollout.failed_in(snapshot.rollout_id)
-    failure = failed.get(snapshot.host)
+    failed, permit = snapshot.rollout.failed_in(snapshot.rollout_id), snapshot.permit
     return Observation(
         now=now,
         service=snapshot.service,
@@ -53,11 +52,11 @@ def observe(
         instances=tuple(instances),
         rules=rules_of(setup),
         connected=connected,
-        permit=PermitView(held=snapshot.permit is not None, token=snapshot.permit.token if snapshot.permit else 0),
+        permit=PermitView(held=permit is not None, token=permit.token if permit else 0),
         queued=snapshot.queued,
         advanced=advanced,
         fleet=FleetView(hosts=snapshot.hosts, permits=snapshot.permits, failed=len(failed)),
-        failure=failure.reason if failure else None,
+        failure=failed[snapshot.host].reason if snapshot.host in failed else None,
         busy=busy,
         setbacks=setbacks,
         waits=waits,

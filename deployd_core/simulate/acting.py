@@ -40,7 +40,7 @@ from deployd_core.planner import Decision
 from deployd_core.retention import Disk, ReleaseInfo
 from deployd_core.simulate.faults import FaultKind
 from deployd_core.simulate.instance import NEVER, VirtualInstance
-from deployd_core.simulate.looks import look_again
+from deployd_core.simulate.looks import essence, look_again
 
 if TYPE_CHECKING:
     from deployd_core.simulate.host import VirtualHost
@@ -362,11 +362,16 @@ def _learn_of_instance(host: VirtualHost, act: InstanceAct, value: Any, error: D
     elif error is None:
         match act:
             case CloseGate():
-                if watch.facts(host.world.clock.time(), host.owner).gate_closed:
-                    host.stir()  # its lease was moved, which no look shows
+                before = watch.facts(host.world.clock.time(), host.owner)
                 watch.gate_closed(now, value)
+                host.dirty(number)
+                if before.gate_closed and before.gate_ours and before.lease_left:
+                    host.lease_moved()
+                elif before.gate_closed:
+                    host.stir()  # it was taken over, which no look shows
             case OpenGate():
                 watch.gate_opened(now)
+                host.shown[number] = essence(host, watch.facts(host.world.clock.time(), host.owner))
             case CloseIdle():
                 watch.idle_closed(now)
             case WarmUp():

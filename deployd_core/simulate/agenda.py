@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -16,12 +17,14 @@ class VirtualClock:
     def __init__(self, began: float) -> None:
         self.now = _PAST
         """Seconds on the monotonic clock."""
+        self.began = _PAST
+        """When everything began."""
         self._offset = began - _PAST
 
     @property
     def elapsed(self) -> float:
         """Seconds since the beginning."""
-        return self.now - _PAST
+        return self.now - self.began
 
     def monotonic(self) -> float:
         """Seconds that only ever grow."""
@@ -55,9 +58,9 @@ class Agenda:
         """Have something happen after a while."""
         self.at(self.clock.now + seconds, do, *arguments)
 
-    def next_at(self) -> float | None:
-        """When the next event happens; None when nothing does any more."""
-        return self._heap[0][0] if self._heap else None
+    def next_at(self) -> float:
+        """When the next event happens; never when nothing does any more."""
+        return self._heap[0][0] if self._heap else math.inf
 
     def step(self) -> None:
         """Let the next event happen."""

@@ -16,7 +16,7 @@ from deployd_core.clock import rfc3339
 from deployd_core.config import ServiceSetup
 from deployd_core.coordination import Denial, Denied, HostStatus, Link, Permit, Snapshot
 from deployd_core.errors import DeploydError
-from deployd_core.model import HostView, Phase, Plan, Role
+from deployd_core.model import HostView, Plan, Role
 from deployd_core.observation import InstanceFacts
 from deployd_core.observing import observe
 from deployd_core.planner import Decision, HostStep, plan_host
@@ -140,6 +140,8 @@ class VirtualHost:
         """When each instance is looked at next."""
         self.shown: list[tuple[object, ...]] = [()] * len(self.instances)
         """Of each instance, what the last look at it showed."""
+        self._decision: Decision | None = None
+        """What it decided when it last planned."""
         self._queued = False
         self.full_at: int | None = None
         """So many permits were held when it was told that these are too many."""
@@ -204,6 +206,11 @@ class VirtualHost:
         """Whether instances are walked through a gate."""
         return (self.setup or self.world.setup).drain is not None
 
+    @property
+    def holds(self) -> bool:
+        """Whether its agent knows that it holds a permit."""
+        return self.snapshot is not None and self.snapshot.permit is not None
+
     def dirty(self, number: int) -> None:
         """Something is known of an instance that was not known before."""
         self.known[number] = None
@@ -246,7 +253,8 @@ class VirtualHost:
             if life != self.life:
                 return  # it has died of it
         self._tell(decision, self.snapshot)
-        self._wait(decision, now)
+        self._decision = decision
+        looks.come_back(self, decision)
 
     def _decide(self, snapshot: Snapshot, setup: ServiceSetup, now: float) -> Decision:
         seen = observe(
@@ -364,25 +372,11 @@ class VirtualHost:
             down=decision.down,
         )
 
-    def _wait(self, decision: Decision, now: float) -> None:
-        """Come back when something is due that no event will tell of."""
-        due = [decision.deadline] if decision.deadline is not None and decision.deadline > now else []
-        for key, setback in self.setbacks.by_key.items():
-            if now < setback.retry_at < NEVER and not self.idle(key):
-                due.append(setback.retry_at)
-        drain = self.setup.drain if self.setup is not None else None
-        for number, view in enumerate(decision.instances):
-            facts = self.known[number]
-            if facts is None:
-                continue
-            if drain is not None and facts.gate_closed:
-                due.append(now + max(0.01, facts.lease_left - drain.lease / 2 + 0.01))
-                if view.phase is Phase.DRAINING and facts.quiet >= 3:
-                    due.append(now + drain.settle)
-            moving = view.phase.in_cycle or looks.awaits_clients(self, facts, now)
-            if moving and (self.looks[number] <= now or self.looks[number] == NEVER):
-                looks.plan_look(self, number, facts)
-        self.stir_at(min(due, default=NEVER))
+    def lease_moved(self) -> None:
+        """The lease of a gate was moved, which changes no plan: only the next time is another one."""
+        if self._decision is not None:
+            self.facts()
+            looks.come_back(self, self._decision)
 
     def idle(self, key: str) -> bool:
         """Whether a question, asked every minute, hears the same until this host is woken or is the last to finish."""
@@ -394,6 +388,6 @@ class VirtualHost:
 
 def _same(before: Snapshot | None, after: Snapshot | None) -> bool:
     """Whether two readings give one plan: whatever else was written is nothing to a host."""
-    if before is None or after is None:
+    if before is None or after is None or before is after:
         return before is after
     return all(getattr(before, name) == getattr(after, name) for name in _READ) and before.failure == after.failure

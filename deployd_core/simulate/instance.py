@@ -13,6 +13,7 @@ NEVER = math.inf
 _STARTING = Verdict.unhealthy("does not answer yet")
 _HEALTHY = Verdict.healthy("answers")
 _DOWN = Verdict.unhealthy("does not run")
+_EVIDENCE = "its process lives in that release"
 _BUSY, _QUIET, _RECENT = Connections(busy=2), Connections(busy=0), Connections(busy=1, recent=1)
 
 
@@ -29,7 +30,7 @@ class VirtualInstance:
         "model",
         "name",
         "outage",
-        "pid",
+        "process",
         "serves",
         "starts",
         "state",
@@ -41,7 +42,7 @@ class VirtualInstance:
         self.serves = serves
         """The build in whose release its process lives; None when there is no process."""
         self.state = State.RUNNING if serves is not None else State.STOPPED
-        self.pid = 1
+        self.process = ProcessId(1, 1.0)
         self.starts = 0
         """How often it was started; a start that was ordered before the last one is none."""
         self.answers_from = 0.0 if serves is not None else NEVER
@@ -79,7 +80,7 @@ class VirtualInstance:
 
     def start(self, build: str | None, answers_from: float, outage: tuple[float, float]) -> None:
         """A new process runs, in the release that `current` points at; with none there is nothing to run."""
-        self.pid += 1
+        self.process = ProcessId(self.process.pid + 1, self.process.started + 1.0)
         self.serves, self.state = build, State.RUNNING if build is not None else State.FAILED
         self.answers_from, self.outage = answers_from, outage
 
@@ -99,10 +100,10 @@ class VirtualInstance:
             connections = _RECENT if self.back_at <= now and self.healthy(now) else _QUIET
         return Sighting(
             state=self.state,
-            process=ProcessId(self.pid, float(self.pid)),
+            process=self.process,
             serves=self.serves,
             release=self.serves,
-            evidence=f"its process lives in release {self.serves}",
+            evidence=_EVIDENCE,
             verdict=_HEALTHY if self.healthy(now) else _STARTING,
             closed=self.closed,
             connections=connections,

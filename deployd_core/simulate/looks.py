@@ -1,10 +1,16 @@
-"""When the agent of a virtual host looks at its instances: when there is something new to see, and not ten times a second."""
+"""When the agent of a virtual host looks at its instances: when there is something new to see, and not ten times a second.
+
+And when it plans anew although nothing has happened: when the time itself has made a difference.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deployd_core.acts import CloseGate
+from deployd_core.model import Phase
 from deployd_core.observation import InstanceFacts
+from deployd_core.planner import Decision
 from deployd_core.simulate.instance import NEVER
 
 if TYPE_CHECKING:
@@ -47,22 +53,24 @@ def _look(host: VirtualHost, number: int, life: int) -> None:
     watch.saw(instance.sighting(now, gated=returning), started=now, ended=now)
     host.dirty(number)
     facts = host.known[number] = watch.facts(host.world.clock.time(), host.owner)
-    shown = _essence(host, facts)
+    shown = essence(host, facts)
     if shown != host.shown[number] or not facts.running:
         host.shown[number] = shown
         host.stir()
     plan_look(host, number, facts)
 
 
-def _essence(host: VirtualHost, facts: InstanceFacts) -> tuple[object, ...]:
+def essence(host: VirtualHost, facts: InstanceFacts) -> tuple[object, ...]:
     """What of an instance can change a plan."""
     setup = host.setup or host.world.setup
-    probe = setup.probe_options
+    probe, held = setup.probe_options, host.holds
     healthy = facts.streak >= probe.healthy_after
     since, until = facts.healthy_since, facts.healthy_until
     steady = healthy and since is not None and until is not None and until - since >= probe.stable_for
-    counted = facts.connections is not None and facts.gate_closed
-    lost = (facts.gate_closed, facts.gate_ours, facts.gate_lost)
+    closed = facts.gate_closed
+    if held and not closed and setup.spec.warmup is None:
+        # Open and restarted: nothing follows before it is stable, and with a gate not before its clients are back.
+        healthy = steady = steady and not awaits_clients(host, facts, host.world.clock.now)
     return (
         facts.looked,
         facts.state,
@@ -70,21 +78,21 @@ def _essence(host: VirtualHost, facts: InstanceFacts) -> tuple[object, ...]:
         facts.lives,
         healthy,
         steady,
-        lost,
-        facts.quiet >= 3,
-        counted,
-        facts.traffic_back,
+        closed,
+        facts.gate_ours,
+        facts.gate_lost,
+        closed and facts.quiet >= _QUIET,
+        closed and facts.connections is not None,
         facts.warm,
     )
 
 
 def awaits_clients(host: VirtualHost, facts: InstanceFacts, now: float) -> bool:
     """Whether the clients of an instance are waited for, so that they have to be counted."""
-    drain = (host.setup or host.world.setup).drain
-    if drain is None or facts.gate_closed or facts.opened_at is None or facts.traffic_back:
+    if facts.opened_at is None or facts.gate_closed or facts.traffic_back or not host.holds:
         return False
-    held = host.snapshot is not None and host.snapshot.permit is not None
-    return held and now - facts.opened_at < drain.traffic_timeout
+    drain = (host.setup or host.world.setup).drain
+    return drain is not None and now - facts.opened_at < drain.traffic_timeout
 
 
 def plan_look(host: VirtualHost, number: int, facts: InstanceFacts) -> None:
@@ -92,17 +100,41 @@ def plan_look(host: VirtualHost, number: int, facts: InstanceFacts) -> None:
     instance, watch, now = host.instances[number], host.watches[number], host.world.clock.now
     probe = (host.setup or host.world.setup).probe_options
     due = instance.next_change(now) - now
-    held = host.snapshot is not None and host.snapshot.permit is not None
     if not instance.runs:
-        due = min(due, _DOWN if held and now - facts.state_since < 10 else NEVER)
+        due = min(due, _DOWN if host.holds and now - facts.state_since < _DOWN_FOR else NEVER)
     elif facts.streak and facts.streak < probe.healthy_after:
         due = min(due, _PACE)
     elif watch.healthy_since is not None and facts.healthy_until is not None:
         steady_at = watch.healthy_since + float(probe.stable_for)
         due = min(due, steady_at - now + 1e-6 if facts.healthy_until < steady_at else NEVER)
-    if instance.closed is not None and facts.quiet < 3 and now >= instance.drained_at:
+    if instance.closed is not None and facts.quiet < _QUIET and now >= instance.drained_at:
         due = min(due, _COUNTING)
     if awaits_clients(host, facts, now):
         due = min(due, max(_TRAFFIC, instance.back_at - now))
     if due < NEVER:
         look_soon(host, number, due + (host.world.look_seconds(host) if due else 0.0))
+
+
+def come_back(host: VirtualHost, decision: Decision) -> None:
+    """Have a host plan again when something is due that no event will tell of."""
+    now = host.world.clock.now
+    due = [decision.deadline] if decision.deadline is not None and decision.deadline > now else []
+    for key, setback in host.setbacks.by_key.items():
+        if now < setback.retry_at < NEVER and not host.idle(key):
+            due.append(setback.retry_at)
+    drain = host.setup.drain if host.setup is not None else None
+    for number, view in enumerate(decision.instances):
+        facts = host.known[number]
+        if facts is None:
+            continue
+        if drain is not None and facts.gate_closed:
+            if CloseGate.key_of(view.name) not in host.busy:
+                due.append(now + max(0.01, facts.lease_left - drain.lease / 2 + 0.01))
+            if view.phase is Phase.DRAINING and facts.quiet >= _QUIET:
+                due.append(now + drain.settle)
+        returning = awaits_clients(host, facts, now)
+        if returning and drain is not None and facts.opened_at is not None:
+            due.append(facts.opened_at + drain.traffic_timeout)
+        if (view.phase.in_cycle or returning) and (host.looks[number] <= now or host.looks[number] == NEVER):
+            plan_look(host, number, facts)
+    host.stir_at(min(due, default=NEVER))

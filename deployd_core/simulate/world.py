@@ -80,11 +80,10 @@ class World:
         patience = max(_PATIENCE, 3 * (table.healthy_timeout + table.restart_timeout))
         most = len(self.hosts) * (_MOST_ROUNDS + _MOST_ROUNDS * len(self.setup.instances))
         while len(self.done) < len(self.hosts) or any(host.busy for host in self.hosts):
-            coming = self.agenda.next_at()
-            quiet = None if coming is None else coming - self.clock.now + self.clock.elapsed - self.ended_at
-            if not self._netted and (quiet is None or quiet > _NET):
+            quiet = self.agenda.next_at() - self.clock.began - self.ended_at
+            if quiet > _NET and not self._netted:
                 self._cast_net()
-            elif quiet is None or quiet > patience or self.rounds > most:
+            elif quiet > patience or self.rounds > most:
                 break
             else:
                 self.agenda.step()

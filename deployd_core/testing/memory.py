@@ -137,12 +137,13 @@ class MemoryService(Struct, kw_only=True):
 
     def standings(self) -> tuple[Standing, ...]:
         """How every host stands."""
+        rollouts = {role: self.rollout_id(role) for role in Role}
         return tuple(
             Standing(
                 host=host,
                 role=member.role,
-                rollout_id=self.rollout_id(member.role),
-                build=self.rollout_id(member.role).rpartition("-")[0],
+                rollout_id=rollouts[member.role],
+                build=rollouts[member.role].rpartition("-")[0],
                 alive=host not in self.away,
                 excused=member.excused is not None,
                 status=self.statuses.get(host),
