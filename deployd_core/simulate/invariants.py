@@ -25,7 +25,7 @@ RULES = {
     "whole": "no permit given back while an instance that was taken out is not open and healthy",
     "budget": "never more failed hosts than the budget and the limit together",
     "gates": "at the end no healthy instance is left behind a closed gate",
-    "woken": "a host that stands in the queue for a permit is woken when it is its turn",
+    "woken": "a host that waits for a permit is woken when it may have one",
     "end": "a rollout ends: converged, halted, or waiting for a person, with the reason",
 }
 """By name, for messages and for the documentation."""
@@ -55,13 +55,13 @@ class Judge:
             return
         self._tokens[host.name] = permit.token
         limit, world = self._limit(host, act.limit), self._world
-        holders = world.ensemble.permits(world.service)
+        holders = world.ensemble.holders(world.service)
         if limit.hosts is not None and len(holders) > (most := limit.hosts.at_most(world.members)):
             self._break("limit", host, f"{len(holders)} hosts hold permits, and {limit.hosts} of {world.members} is {most}")
         if limit.per_zone is not None:
-            within, members = [one for one in holders if one.zone == host.zone], world.zones[host.zone]
-            if len(within) > (most := limit.per_zone.at_most(members)):
-                what = f"{len(within)} hosts of {host.zone} hold permits, and {limit.per_zone} of {members} is {most}"
+            within, members = sum(zone == host.zone for zone in holders.values()), world.zones[host.zone]
+            if within > (most := limit.per_zone.at_most(members)):
+                what = f"{within} hosts of {host.zone} hold permits, and {limit.per_zone} of {members} is {most}"
                 self._break("limit", host, what)
 
     def begins(self, host: VirtualHost, act: Act, decision: Decision) -> None:
@@ -73,7 +73,7 @@ class Judge:
         world, instance = self._world, host.by_name[act.instance]
         if isinstance(act, CloseGate) and instance.closed is not None:
             return  # a lease is moved: nothing is taken out
-        if not any(permit.host == host.name for permit in world.ensemble.permits(world.service)):
+        if host.name not in world.ensemble.holders(world.service):
             self._break("permit", host, f"{act.key} without a permit")
         current = host.disk.current  # the wanted build, or the one it goes back to
         if isinstance(act, Restart) and instance.serves == current and instance.healthy(world.clock.now):

@@ -218,7 +218,7 @@ class World:
                 return
             self._permitted(host)
         if isinstance(act, Settle | TakePermit):
-            self.record.hold(self.clock.elapsed, len(self.ensemble.permits(self.service)))
+            self.record.hold(self.clock.elapsed, len(self.ensemble.holders(self.service)))
         if isinstance(act, RecordFailure):
             self.judge.failed(host)
         if not isinstance(act, CloseGate):
@@ -259,8 +259,7 @@ class World:
         self._agent_again(host, host.life)
 
     def _permitted(self, host: VirtualHost) -> None:
-        queued = host.snapshot is not None and host.snapshot.queued
-        if host.asked_again and queued and not any(FaultKind.LATE_WATCH in one.plagues for one in self.hosts):
+        if host.asked_again and not any(FaultKind.LATE_WATCH in one.plagues for one in self.hosts):
             self.judge.missed(host)
         if not host.permitted:
             host.permitted = True

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from msgspec.structs import replace
 
@@ -152,8 +153,8 @@ class MemoryEnsemble:
     def remove_permit(self, service: str, host: str) -> None:
         """Take a host's permit away, as a person would from a host that is gone for good."""
         with self.lock:
-            if self._services[service].permits.pop(host, None) is not None:
-                self._wrote(service, f"permits/{host}")
+            if self._services[service].take_back(host):
+                self._freed(service, host)
 
     def excuse(self, service: str, host: str, *, by: str = "", why: str = "") -> None:
         """Stop counting a host as down, until its agent comes back."""
@@ -173,6 +174,11 @@ class MemoryEnsemble:
         """Every permit held, by host."""
         with self.lock:
             return tuple(permit for _, permit in sorted(self._services[service].permits.items()))
+
+    def holders(self, service: str) -> Mapping[str, str]:
+        """Host → zone of every permit held, as it stands and changes."""
+        with self.lock:
+            return MappingProxyType(self._services[service].holders)
 
     def statuses(self, service: str) -> dict[str, HostStatus | None]:
         """The last report of every registered host."""
@@ -228,12 +234,15 @@ class MemoryEnsemble:
         if found is None or any(not node.startswith(("hosts/", "permits/")) and node != "rollout" for node in nodes):
             self._tell(service, list(self._handles))
             return
-        told = [host for node in nodes if (host := node.partition("/")[2])]
+        self._tell(service, [host for node in nodes if (host := node.partition("/")[2])])
         if "rollout" in nodes:
-            # Whoever waits for a promotion or has failed watches the rollout, and so do the heads.
-            unpromoted = [host for host in found.members if host not in found.waiters] if found.policy.canary_first else []
-            told += [*found.rollout.failures, *unpromoted]
-        self._tell(service, [*told, *(found.heads if {"rollout"} & {*nodes} or nodes[0].startswith("permits/") else [])])
+            self._tell(service, found.watching)
+            found.unqueued.clear()
+
+    def _freed(self, service: str, host: str) -> None:
+        """A permit has come back: there may be room for whoever is first. (One that was granted leaves nobody more.)"""
+        self._wrote(service, f"permits/{host}")
+        self._tell(service, self._services[service].heads)
 
     def _tell(self, service: str, hosts: Iterable[str]) -> None:
         for host in dict.fromkeys(hosts):
@@ -301,6 +310,8 @@ class MemoryEnsemble:
                 return queued
             if decision.code in _LEAVES:
                 self.leave(snapshot.service, host)
+            if host not in found.waiters:
+                found.unqueued[host] = None
             return decision
         return self._grant(found, snapshot)
 
@@ -325,7 +336,7 @@ class MemoryEnsemble:
             nonce=str(token),
             token=token,
         )
-        found.permits[snapshot.host] = permit
+        found.grant(permit)
         found.grants += 1
         found.granted_at = now
         self.leave(snapshot.service, snapshot.host)
@@ -336,8 +347,8 @@ class MemoryEnsemble:
         """Take the permit of that token back, with the report."""
         found = self._existing(service)
         if host in found.permits and found.permits[host].token == token:
-            del found.permits[host]
-            self._wrote(service, f"permits/{host}")
+            found.take_back(host)
+            self._freed(service, host)
         self.write_status(service, status)
         if host in found.rollout.failures and not keep_failure:
             kept = {other: failure for other, failure in found.rollout.failures.items() if other != host}

@@ -38,12 +38,16 @@ class MemoryService(Struct, kw_only=True):
     """Registered hosts whose agent is gone."""
     down: dict[str, None] = field(default_factory=dict)
     permits: dict[str, Permit] = field(default_factory=dict)
+    holders: dict[str, str] = field(default_factory=dict)
+    """Host → zone of every permit."""
     grants: int = 0
     granted_at: datetime | None = None
     queues: dict[str, list[Waiting]] = field(default_factory=dict)
     waiters: dict[str, Waiting] = field(default_factory=dict)
     behind: dict[str, tuple[str, datetime]] = field(default_factory=dict)
     """Host → the one right before it in the queue, and since when it has stood behind that one without being to blame itself."""
+    unqueued: dict[str, None] = field(default_factory=dict)
+    """Hosts that were denied a permit for which nobody queues: they watch the rollout."""
     statuses: dict[str, HostStatus] = field(default_factory=dict)
     history: list[HistoryEntry] = field(default_factory=list)
     versions: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -80,6 +84,22 @@ class MemoryService(Struct, kw_only=True):
         del queue[place]
         return queue[0].host if place == 0 and queue else None
 
+    def grant(self, permit: Permit) -> None:
+        """Give a permit."""
+        self.permits[permit.host] = permit
+        self.holders[permit.host] = permit.zone
+
+    def take_back(self, host: str) -> bool:
+        """Take a permit back; whether there was one."""
+        self.holders.pop(host, None)
+        return self.permits.pop(host, None) is not None
+
+    @property
+    def watching(self) -> list[str]:
+        """Hosts that a write of the rollout wakes: the heads, whoever has failed, waits for a promotion, or was denied unqueued."""
+        unpromoted = [host for host in self.members if host not in self.waiters] if self.policy.canary_first else []
+        return [*self.rollout.failures, *unpromoted, *self.unqueued, *self.heads]
+
     @property
     def heads(self) -> list[str]:
         """The first of every zone."""
@@ -108,7 +128,7 @@ class MemoryService(Struct, kw_only=True):
 
     def request(self, snapshot: Snapshot, limit: FleetLimit, freeze: Freeze | None, now: datetime) -> Request:
         """Everything that decides whether a host may have a permit."""
-        zone, down = snapshot.membership.zone, {**self.away, **self.down}
+        zone, down = snapshot.membership.zone, {**self.away, **self.down} if self.away or self.down else {}
         return Request(
             host=snapshot.host,
             zone=zone,
@@ -118,7 +138,7 @@ class MemoryService(Struct, kw_only=True):
             rollout=self.rollout,
             freeze=freeze,
             policy=self.policy,
-            holders={host: permit.zone for host, permit in self.permits.items()},
+            holders=self.holders,
             down={host: self.members[host].zone for host in down if self.members[host].excused is None},
             hosts=len(self.members) or 1,
             zone_hosts=self.zones[zone],

@@ -72,6 +72,7 @@ class World(Protocol):
     def enable(self, build: str, role: Role = Role.FLEET) -> str: ...
     def set_role(self, host: str, role: Role) -> None: ...
     def pause(self) -> None: ...
+    def resume(self) -> None: ...
     def freeze(self, until: datetime | None = None) -> None: ...
     def remove_permit(self, host: str) -> None: ...
     def excuse(self, host: str) -> None: ...
@@ -110,6 +111,9 @@ class MemoryWorld:
 
     def pause(self) -> None:
         self.ensemble.set_rollout("web", RolloutState.PAUSED, by="test")
+
+    def resume(self) -> None:
+        self.ensemble.set_rollout("web", RolloutState.OPEN, by="test")
 
     def freeze(self, until: datetime | None = None) -> None:
         self.ensemble.set_freeze(Freeze(by="test", until=until.isoformat() if until else None))
@@ -182,6 +186,9 @@ class ZooKeeperWorld:
 
     def pause(self) -> None:
         rollouts.pause(self.people, "web", by="test")
+
+    def resume(self) -> None:
+        rollouts.resume(self.people, "web", by="test")
 
     def freeze(self, until: datetime | None = None) -> None:
         rollouts.freeze(self.people, by="test", until=until)
@@ -489,6 +496,23 @@ def test_without_a_limit_everybody_goes(world: World) -> None:
     world.enable("v1")
 
     assert [None] * 3 == [code_of(take_until_known(host, FleetLimit())) for host in hosts]
+
+
+@pytest.mark.parametrize("limit", [FleetLimit(), ONE], ids=["no limit", "one"])
+def test_who_was_denied_while_the_rollout_was_paused_is_woken_when_it_goes_on(world: World, limit: FleetLimit) -> None:
+    """A host that a pause has stopped is woken by its end, whether it stands in a queue or its strategy knows no limit."""
+    bell = Bell()
+    host = joined(world, "h1", wake=bell)
+    world.enable("v1")
+    world.pause()
+    eventually(lambda: code_of(take_until_known(host, limit)) is Denial.PAUSED)
+    host.snapshot("web")
+    quieten(host, bell)
+
+    world.resume()
+
+    assert bell.wait()
+    assert isinstance(take_until_known(host, limit), Permit)
 
 
 @pytest.mark.parametrize("change", ["spec", "enabled", "pause", "freeze", "role"])

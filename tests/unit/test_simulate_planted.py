@@ -77,7 +77,8 @@ PLUGINS = Plugins.load()
 
 def rules(faults="", seeds=6, strategy="concurrency", **options):
     """The rules that some seed breaks."""
-    spec = spec_for(strategy, {"limit": 2} | options, 2)
+    options = {name: value for name, value in ({"limit": 2} | options).items() if value is not None}
+    spec = spec_for(strategy, options, 2)
     made = Scenario(spec=spec, hosts=roster(8, 2), faults=parse_faults(faults))
     return {broken.rule for seed in range(seeds) for broken in simulate(made, PLUGINS, seed)[0].broken}
 
@@ -153,6 +154,15 @@ def test_a_queue_that_forgets_to_wake_the_next_is_found(monkeypatch):
     monkeypatch.setattr(MemoryService, "heads", ())
 
     assert "woken" in rules(limit=1)
+
+
+def test_a_pause_whose_end_wakes_nobody_is_found(monkeypatch):
+    """Hosts under no limit stand in no queue; when nobody tells them that the rollout goes on, that is noticed, too."""
+    assert set() == rules("pause@5s", strategy="all-at-once", limit=None)
+
+    monkeypatch.setattr(MemoryService, "watching", ())
+
+    assert {"woken"} == rules("pause@5s", strategy="all-at-once", limit=None)
 
 
 def test_nothing_is_found_where_nothing_is_wrong():
