@@ -131,7 +131,7 @@ def _stopped(request: Request) -> Denied | None:
 
 
 def _outside_window(request: Request) -> Denied | None:
-    # What was rolled back by itself must not wait for office hours.
+    # What is taken back must not wait for office hours.
     if request.policy.windows is None or request.rollout.rollback_of:
         return None
     found = closed(request.policy.windows, request.now)

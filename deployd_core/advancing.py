@@ -79,13 +79,17 @@ class Now(Struct, frozen=True, kw_only=True):
 
 
 def begun(before: Rollout, entry: HistoryEntry, now: Now, *, needs_promotion: bool) -> Rollout:
-    """The rollout that an order begins, open. Failures and progress of the other role's rollout still count."""
+    """The rollout that an order begins, open. Failures and progress of the other role's rollout still count.
+
+    An order for the canary hosts does not end a stop of the fleet's.
+    """
     why = entry.why or f"{entry.verb.value.rstrip('e')}ed {entry.build}"
     other = now.fleet if entry.role is Role.CANARY else now.canary
     failures = before.failed_in(other) if other else {}
     done = {other: before.done[other]} if other in before.done else {}
     if entry.role is Role.CANARY:
-        return replace(before, state=RolloutState.OPEN, by=entry.by, why=why, failures=failures, done=done)
+        begins = replace(before, failures=failures, done=done, grants_before=now.granted)
+        return begins if _stops_the_fleet(before, now) else replace(begins, state=RolloutState.OPEN, by=entry.by, why=why)
     return Rollout(
         by=entry.by,
         why=why,
@@ -96,6 +100,13 @@ def begun(before: Rollout, entry: HistoryEntry, now: Now, *, needs_promotion: bo
         done=done,
         completed=before.completed,
     )
+
+
+def _stops_the_fleet(rollout: Rollout, now: Now) -> bool:
+    """Whether a stop is about more than the canary hosts: a build for them must not let the fleet go on."""
+    if rollout.state is RolloutState.HALTED:
+        return bool(rollout.failed_in(now.fleet))
+    return rollout.state is RolloutState.PAUSED
 
 
 def with_failure(
@@ -145,6 +156,12 @@ def lacking(rollout_id: str, standings: Iterable[Standing]) -> tuple[str, ...]:
         for host in standings
         if host.rollout_id == rollout_id and not host.finished and not (host.excused and not host.alive and host.permit is None)
     )
+
+
+def completed_by(rollout_id: str, standings: Iterable[Standing]) -> bool:
+    """Whether a rollout is complete: nobody is lacking, and somebody is there."""
+    hosts = tuple(standings)
+    return not lacking(rollout_id, hosts) and any(host.finished for host in hosts if host.rollout_id == rollout_id)
 
 
 def bake_of(build: str, standings: Iterable[Standing]) -> Bake:

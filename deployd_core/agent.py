@@ -79,10 +79,11 @@ class Agent:
             if not self._connect(ended):
                 return
             stack.callback(self._stop_engines)
+            self._announce()  # before anything is done under our name, which may be another's
             self._start_engines(events)
             self._notifier.send("READY=1", f"STATUS=following {', '.join(self._engines) or 'no service'}")
             while not ended.is_set():
-                announced = self._announce()
+                announced = self._coordination.announced or self._announce()
                 self._beat()
                 ended.wait(_BEAT if announced else _JOIN_RETRY)
             self._notifier.send("STATUS=stopping at the next safe point")

@@ -77,7 +77,7 @@ class Rollout(Struct, frozen=True, kw_only=True):
     promoted: str = ""
     """The build that hosts of the fleet may take although canaries go first."""
     rollback_of: str = ""
-    """The rollout that this one takes back, when it began by itself: such a one can only halt."""
+    """The rollout that this one takes back, be it by itself or by a person: such a one can only halt, and waits for no window."""
     grants_before: int = 0
     """Permits that had been granted when this rollout began: the version of the node above them."""
     done: Mapping[str, str] = field(default_factory=dict)
@@ -309,8 +309,11 @@ class Coordination(Protocol):
         """Make this host a member of the service, with the next `snapshot` and if the service exists. It keeps its role."""
         ...
 
-    def snapshot(self, service: str) -> Snapshot:
-        """Read everything about a service and watch it; a later change wakes the engine once."""
+    def snapshot(self, service: str, *, afresh: bool = False) -> Snapshot:
+        """Read everything about a service and watch it; a later change wakes the engine once.
+
+        With `afresh` nothing is taken for unchanged because no watch has said so: a net under those that were missed.
+        """
         ...
 
     def take_permit(self, snapshot: Snapshot, limit: FleetLimit, *, priority: int = 0) -> Permit | Denied:

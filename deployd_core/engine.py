@@ -47,7 +47,7 @@ _REREAD_EVERY = 60.0
 """Seconds after which ZooKeeper is read again without being told to: a net under missed watches."""
 _RETRY = 1.0
 _CHANGES_DISK = ("fetch", "unpack", "runstep", "flip", "settle", "tidy")
-_EXCLUSIVE = (*ending.DISRUPTIVE, "settle", "tidy")
+_EXCLUSIVE = (*ending.DISRUPTIVE, "settle", "tidy", "takepermit")
 """Acts of which no second one is begun beside a first that hangs."""
 _GIVING_BACK = ("takepermit", "settle", "recordfailure")
 """Acts that wait for ZooKeeper alone: when it has answered there is no reason to wait on."""
@@ -152,11 +152,12 @@ class Engine:
     def _read(self) -> None:
         """Bring the snapshot up to date, and what follows from it."""
         now = self._clock.monotonic()
-        if not self._changed and now - self._read_at < _REREAD_EVERY:
+        unheard = not self._changed
+        if unheard and now - self._read_at < _REREAD_EVERY:
             return
         self._changed = False
         try:
-            snapshot = self._coordination.snapshot(self.service)
+            snapshot = self._coordination.snapshot(self.service, afresh=unheard)
         except DeploydError as error:
             _LOG.warning("%s: %s", self.service, error)
             self._read_at = now - _REREAD_EVERY + _RETRY

@@ -81,10 +81,6 @@ class Report:
         if error is None:
             self._written = self._writing
 
-    def settled(self, status: HostStatus) -> None:
-        """This report went out with the permit that was given back."""
-        self._written = status
-
     def due(self, status: HostStatus, busy: frozenset[str]) -> float | None:
         """When there is something left to write; None while a write is under way, whose end wakes the loop."""
         if _KEY in busy:

@@ -190,7 +190,7 @@ def rollback(session: Session, service: str, *, by: str, why: str = "", to: str 
             f"{service} was never told to serve {to!r}", hint=f"deployd history {service}; or: deployd enable {service} {to}"
         )
     entry = HistoryEntry(verb=Verb.ROLLBACK, build=to, digest=digest, by=by, why=why, at=_at(now))
-    return orders.write_enabled(session, service, entry, expect=record.fleet_rollout)
+    return orders.write_enabled(session, service, entry, expect=record)
 
 
 def restart(session: Session, service: str, *, role: Role = Role.FLEET, by: str, why: str = "", now: datetime | None = None) -> str:
@@ -205,7 +205,7 @@ def restart(session: Session, service: str, *, role: Role = Role.FLEET, by: str,
     if enabled is None:
         raise Conflict(f"nothing is enabled for {service}", hint=f"deployd enable {service} BUILD")
     entry = HistoryEntry(verb=Verb.RESTART, build=enabled.build, digest=enabled.digest, role=role, by=by, why=why, at=_at(now))
-    return orders.write_enabled(session, service, entry, expect=record.rollout_for(role))
+    return orders.write_enabled(session, service, entry, expect=record)
 
 
 def history(session: Session, service: str) -> tuple[HistoryEntry, ...]:
@@ -300,10 +300,11 @@ def retry(session: Session, service: str, *, by: str, why: str = "", now: dateti
         NotFound: No such service.
     """
 
-    def change(rollout: Rollout, _record: ServiceRecord) -> Rollout:
+    def change(rollout: Rollout, record: ServiceRecord) -> Rollout:
         if rollout.state is RolloutState.OPEN and not rollout.failures:
             return rollout
-        return replace(rollout, state=RolloutState.OPEN, by=by, why=why or "tried again", failures={})
+        # A ramp begins anew: whoever failed has not finished.
+        return replace(rollout, state=RolloutState.OPEN, by=by, why=why or "tried again", failures={}, grants_before=record.grants)
 
     return orders.change_rollout(session, service, HistoryEntry(verb=Verb.RETRY, by=by, why=why, at=_at(now)), change)
 

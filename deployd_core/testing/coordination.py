@@ -15,7 +15,7 @@ from types import MappingProxyType
 from msgspec.structs import replace
 
 from deployd_core.admission import admit
-from deployd_core.advancing import bake_of, begun, lacking, with_failure
+from deployd_core.advancing import bake_of, begun, completed_by, with_failure
 from deployd_core.coordination import (
     Denial,
     Denied,
@@ -126,7 +126,7 @@ class MemoryEnsemble:
         """Forget the failures, and open the rollout."""
         with self.lock:
             found = self._existing(service)
-            found.rollout = replace(found.rollout, state=RolloutState.OPEN, by=by, why=why, failures={})
+            found.rollout = replace(found.rollout, state=RolloutState.OPEN, by=by, why=why, failures={}, grants_before=found.grants)
             self._wrote(service, "rollout")
 
     def promote(self, service: str, *, by: str = "") -> str:
@@ -378,12 +378,12 @@ class MemoryEnsemble:
         """Take a rollout further."""
         found, rollout_id = self._existing(snapshot.service), snapshot.rollout_id
         promotes = snapshot.membership.role is Role.CANARY and found.policy.promotion is Promotion.AUTO
-        if found.permits and not promotes:
-            return _ASK_AGAIN
+        if found.rollout.state is not RolloutState.OPEN or (found.permits and not promotes):
+            return None if rollout_id in found.rollout.done and not promotes else _ASK_AGAIN
         if rollout_id not in {found.rollout_id(role) for role in Role}:
             return _ASK_AGAIN  # another one has begun meanwhile
         hosts = found.standings() if promotes or rollout_id not in found.rollout.done else ()
-        if rollout_id not in found.rollout.done and not lacking(rollout_id, hosts):
+        if rollout_id not in found.rollout.done and completed_by(rollout_id, hosts):
             role = Role.FLEET if rollout_id == found.rollout_id(Role.FLEET) else Role.CANARY
             at, enabled = self._clock().isoformat(), found.enabled[role]
             completed = enabled if role is Role.FLEET else found.rollout.completed

@@ -61,7 +61,7 @@ class MemoryCoordination:
         """This host is back: whoever has excused it meanwhile need not any more."""
         self._is_back.update(self._zones)
 
-    def snapshot(self, service: str) -> Snapshot:
+    def snapshot(self, service: str, *, afresh: bool = False) -> Snapshot:  # noqa: ARG002 - it always is
         """Read everything about a service; a later change wakes the engine once."""
         self._require_link()
         with self._ensemble.lock:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 
 from deployd_core.errors import DeploydError
-from deployd_core.zookeeper.session import CREATED, Children, Node, Session, Stat, WatchEvent
+from deployd_core.zookeeper.session import CREATED, Children, Node, Session, Stat, Watch, WatchEvent
 
 
 class NodeCache:
@@ -16,11 +16,17 @@ class NodeCache:
     nothing that was read before holds, since watches die with it.
     """
 
-    def __init__(self, session: Session, changed: Callable[[], object]) -> None:
-        """Call `changed` (on kazoo's thread: it may set an event or fill a queue) when a node that was read has changed."""
+    def __init__(self, session: Session, changed: Callable[[], object], *, watching: bool = True) -> None:
+        """Call `changed` (on kazoo's thread: it may set an event or fill a queue) when a node that was read has changed.
+
+        Without `watching` it reads once, and nothing is watched: a watch lives until its node changes, and its cache with it.
+        """
         self._session = session
         self._changed = changed
         self._lock = threading.Lock()
+        """Of what is known; held for a moment, by kazoo's thread too."""
+        self._reading = threading.RLock()
+        """Of asking: an answer that was overtaken must not take the place of a newer one."""
         self._nodes: dict[str, tuple[int, Node | None]] = {}
         self._children: dict[str, tuple[int, Children | None]] = {}
         # Data and children of a node are read apart, so that reading the one must not pass for reading the other.
@@ -32,7 +38,7 @@ class NodeCache:
         self.readings = 0
         """Grows with everything that is read anew: what was made of an earlier reading may not hold."""
         # One object for every watch: kazoo keeps watches in sets, so that arming the same one twice is arming it once.
-        self.watch = self._fired
+        self.watch: Watch | None = self.fired if watching else None
 
     @property
     def stale(self) -> bool:
@@ -43,32 +49,34 @@ class NodeCache:
     def read(self, paths: Iterable[str]) -> dict[str, Node | None]:
         """The nodes as they are now, reading those that changed."""
         wanted = list(paths)
-        generation, needed = self._claim(wanted, self._nodes, self._node_marks)
-        if needed:
-            try:
-                fresh = self._look(needed)
-            except DeploydError:
-                self._mark(needed, self._node_marks)
-                raise
-            with self._lock:
-                self._nodes.update({path: (generation, node) for path, node in fresh.items()})
-                self.readings += 1
-        return {path: self._nodes[path][1] for path in wanted}
+        with self._reading:
+            generation, needed = self._claim(wanted, self._nodes, self._node_marks)
+            if needed:
+                try:
+                    fresh = self._look(needed)
+                except DeploydError:
+                    self._mark(needed, self._node_marks)
+                    raise
+                with self._lock:
+                    self._nodes.update({path: (generation, node) for path, node in fresh.items()})
+                    self.readings += 1
+            return {path: self._nodes[path][1] for path in wanted}
 
     def children(self, paths: Iterable[str]) -> dict[str, Children | None]:
         """The names below nodes as they are now; a node that does not exist is looked for each time."""
         wanted = list(paths)
-        generation, needed = self._claim(wanted, self._children, self._children_marks)
-        needed += [path for path in wanted if path not in needed and self._children[path][1] is None]
-        if needed:
-            try:
-                fresh = self._session.children_many(needed, self.watch)
-            except DeploydError:
-                self._mark(needed, self._children_marks)
-                raise
-            with self._lock:
-                self._children.update({path: (generation, found) for path, found in fresh.items()})
-        return {path: self._children[path][1] for path in wanted}
+        with self._reading:
+            generation, needed = self._claim(wanted, self._children, self._children_marks)
+            needed += [path for path in wanted if path not in needed and self._children[path][1] is None]
+            if needed:
+                try:
+                    fresh = self._session.children_many(needed, self.watch)
+                except DeploydError:
+                    self._mark(needed, self._children_marks)
+                    raise
+                with self._lock:
+                    self._children.update({path: (generation, found) for path, found in fresh.items()})
+            return {path: self._children[path][1] for path in wanted}
 
     def forget(self, path: str | None = None) -> None:
         """Read a node, and what is below it, or (None) everything again next time."""
@@ -110,7 +118,8 @@ class NodeCache:
         self._node_marks.fire(path)
         self._children_marks.fire(path)
 
-    def _fired(self, event: WatchEvent) -> None:
+    def fired(self, event: WatchEvent) -> None:
+        """Take the word of a watch."""
         with self._lock:
             self._fire(event.path)
             if event.type == CREATED and event.path is not None:

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class ZooKeeperCoordination:
-    """What one host and its engines need of ZooKeeper. One thread per service may use it at a time, and all services at once."""
+    """What one host and its engines need of ZooKeeper. An engine's loop and its tasks may use it at the same time."""
 
     def __init__(
         self,
@@ -58,6 +58,8 @@ class ZooKeeperCoordination:
         self._services: dict[str, _Service] = {}
         self._info: AgentInfo | None = None
         self._duplicate = ""
+        self.announced = False
+        """ZooKeeper knows that this agent is alive."""
         session.listen(self._on_link)
 
     @property
@@ -73,20 +75,24 @@ class ZooKeeperCoordination:
             Unavailable: ZooKeeper does not answer; it is said as soon as it does.
         """
         self._info = info
+        before, self.announced = self._duplicate, False
         try:
             announce(self._session, info)
+            self._duplicate, self.announced = "", True
         except Conflict as error:
             self._duplicate = str(error)
             raise
-        self._duplicate = ""
+        finally:
+            if before != self._duplicate:
+                self._wake_all()
 
     def join(self, service: str, zone: str) -> None:
         """Make this host a member of the service, with the next `snapshot` and if the service exists. It keeps its role."""
         self._service(service).join(zone)
 
-    def snapshot(self, service: str) -> Snapshot:
-        """Read what changed of a service, and watch it; a later change wakes the engine once."""
-        snapshot = self._service(service).snapshot()
+    def snapshot(self, service: str, *, afresh: bool = False) -> Snapshot:
+        """Read what changed of a service (or, `afresh`, all of it), and watch it; a later change wakes the engine once."""
+        snapshot = self._service(service).snapshot(afresh=afresh)
         if self._duplicate:
             # The permit that lies there under our name may be the other's: do nothing at all.
             return replace(snapshot, permit=None, problem=self._duplicate)
@@ -128,10 +134,11 @@ class ZooKeeperCoordination:
             return self._services[name]
 
     def _on_link(self, link: Link) -> None:
-        with self._lock:
-            known = dict(self._services)
         if link is Link.LOST:
-            for service in known.values():
+            self.announced = False
+            with self._lock:
+                known = list(self._services.values())
+            for service in known:
                 service.back()
         if link is Link.CONNECTED and self._info is not None:
             try:
@@ -140,6 +147,11 @@ class ZooKeeperCoordination:
                 _log.error("%s; no permit is taken until it is gone", error)
             except Unavailable:
                 pass  # gone again: the next CONNECTED comes back here
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        with self._lock:
+            known = list(self._services)
         for name in known:
             self._wake(name)
 
@@ -161,6 +173,8 @@ class _Service:
         self._rollout: Rollout | None = None
         self._last_hosts: int | None = None
         self._down: bool | None = None
+        self._reporting = threading.Lock()
+        """Of saying whether the host is down: what is remembered of it must be what was written last."""
         self._cache = NodeCache(session, self._changed)
         self.desk = Desk(session, name, host, self._cache)
 
@@ -171,19 +185,20 @@ class _Service:
     def back(self) -> None:
         """This host is back: whoever has excused it meanwhile need not any more."""
         self._is_back = True
-        self._last = None
+        self._readings = -1
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, *, afresh: bool) -> Snapshot:
         self._woken.clear()  # before reading: a change during it wakes again
-        readings = self._cache.readings
-        if self._last is None or self._cache.stale or readings != self._readings:
-            self._last = None
-            self._last = self._read()
+        if afresh:
+            self._cache.forget()
+        readings, last = self._cache.readings, self._last
+        if last is None or self._cache.stale or readings != self._readings:
+            self._last = last = self._read()
             # As it was before: what somebody else reads meanwhile, when he asks for a permit, is looked at once more.
             self._readings = readings
-        if self._last.permit is not None:
+        if last.permit is not None:
             self.desk.place.admitted()  # be it by another host
-        return replace(self._last, queued=self.desk.place.path is not None)
+        return replace(last, queued=self.desk.place.waits)
 
     def take(self, snapshot: Snapshot, limit: FleetLimit, priority: int, now: datetime) -> Permit | Denied:
         self._woken.clear()  # before asking: the end of what we are about to wait for may come before the next snapshot
@@ -199,8 +214,10 @@ class _Service:
         # One that was granted later, after somebody has taken ours away, is not what is given back.
         held = node is not None and snapshot.permit is not None and node.stat.czxid == snapshot.permit.token
         failed = not keep_failure and (self._rollout is None or self._host in self._rollout.failures)
-        permits.release(self._session, self._name, self._host, status, held=held, failed=failed, was_down=self._down)
-        self._down = status.down
+        with self._reporting:
+            before, self._down = self._down, None
+            permits.release(self._session, self._name, self._host, status, held=held, failed=failed, was_down=before)
+            self._down = status.down
         self._cache.wrote(path, there=False)
 
     def fail(self, snapshot: Snapshot, reason: str, now: datetime) -> None:
@@ -208,14 +225,13 @@ class _Service:
         self._rollout = None  # it holds our failure: from now on its changes concern us
 
     def report(self, status: HostStatus) -> None:
-        try:
-            write_status(self._session, self._name, status, was_down=self._down)
-        except Unavailable:
-            self._down = None  # it may have been written
-            raise
-        if self._down and not status.down:
+        with self._reporting:
+            before, self._down = self._down, None  # until it is known to be written
+            write_status(self._session, self._name, status, was_down=before)
+            self._down = status.down
+        if before and not status.down:
             self.back()
-        self._down = status.down
+            self._changed()
 
     def _changed(self) -> None:
         if not self._woken.is_set():
@@ -279,12 +295,13 @@ class _Service:
             return False
         path = self._paths.host(self._host)
         known = Problems(self._session).read(layout.decode_membership, path, node, None) if node else None
-        excused, self._is_back = self._is_back and known is not None and known.excused is not None, False
-        if node is not None and (known is None or (known.zone == self._zone and not excused)):
-            return False
-        register(self._session, self._name, self._host, self._zone, is_back=excused)
-        self._cache.forget(path)  # our own write: do not wait for its watch
-        return True
+        excused = self._is_back and known is not None and known.excused is not None
+        missing = node is None or (known is not None and (known.zone != self._zone or excused))
+        if missing:
+            register(self._session, self._name, self._host, self._zone, is_back=excused)
+            self._cache.forget(path)  # our own write: do not wait for its watch
+        self._is_back = False
+        return missing
 
     def _versions(self, nodes: Mapping[str, Node | None], role: Role) -> dict[str, int]:
         guards = (*permits.guards(self._paths, role), self._paths.host(self._host))

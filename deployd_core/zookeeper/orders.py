@@ -29,7 +29,7 @@ from deployd_core.zookeeper.services import (
 from deployd_core.zookeeper.session import Node, Session
 
 
-def write_enabled(session: Session, service: str, entry: HistoryEntry, *, expect: str | None = None) -> str:
+def write_enabled(session: Session, service: str, entry: HistoryEntry, *, expect: ServiceRecord | None = None) -> str:
     """Enable the build of an entry for its role and begin its rollout, open; returns the rollout's id.
 
     Failures and progress of the other role's rollout still count.
@@ -38,7 +38,7 @@ def write_enabled(session: Session, service: str, entry: HistoryEntry, *, expect
         session: The connection.
         service: The service.
         entry: What the history will say; its verb tells a restart and a rollback from a new build.
-        expect: The id of the rollout that is to be followed; None is any.
+        expect: What the order was decided from: the same rollouts must be under way, and in the same state. None is anything.
 
     Raises:
         NotFound: No such service.
@@ -61,20 +61,32 @@ def write_enabled(session: Session, service: str, entry: HistoryEntry, *, expect
             continue
         record = assemble(session, service, nodes)
         joins = _joins_the_fleet(record, entry)
-        if expect is not None and record.rollout_for(entry.role) != expect:
-            raise Conflict(
-                f"{service} has gone on to {record.rollout_for(entry.role) or 'nothing'} meanwhile",
-                hint=f"deployd status {service}",
-            )
+        require_same(record, expect)
         now = replace(record.now, canary="") if joins else record.now
         rollout = begun(record.rollout, entry, now, needs_promotion=_needs_promotion(session, record, entry))
         transaction = session.transaction().check(paths.spec, spec.stat.version)
         transaction.set(target, data, node.stat.version).set(paths.rollout, layout.encode(rollout), gate.stat.version)
         if joins:
-            transaction.set(paths.canary, b"")
+            canary = nodes[paths.canary]
+            transaction.set(paths.canary, b"", canary.stat.version if canary else -1)
         transaction.create(paths.history_entry, layout.encode(entry), sequence=True)
         commit_or_look_again(session, transaction.commit)
     raise gave_up(session, target)
+
+
+def require_same(record: ServiceRecord, expect: ServiceRecord | None) -> None:
+    """See that a service is where it was when an order was decided.
+
+    Raises:
+        Conflict: Another rollout is under way, or somebody has stopped it or let it go on.
+    """
+
+    def under_way(found: ServiceRecord) -> tuple[object, ...]:
+        return found.fleet_rollout, found.canary_rollout, found.rollout.state
+
+    if expect is not None and under_way(record) != under_way(expect):
+        now = f"{record.fleet_rollout or 'nothing'}, {record.rollout.state.value}"
+        raise Conflict(f"{record.service} has gone on meanwhile: {now}", hint=f"deployd status {record.service}")
 
 
 def _joins_the_fleet(record: ServiceRecord, entry: HistoryEntry) -> bool:

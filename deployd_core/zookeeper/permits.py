@@ -117,7 +117,7 @@ class Desk:
         self._host = host
         self._cache = cache
         self._paths = ServicePaths(service)
-        self.place = Place(session, service, cache.watch)
+        self.place = Place(session, service, cache.fired)
         self._nonce = secrets.token_hex(8)
         self._roll_call = RollCall(session, service, cache)
         self._holding: dict[str, datetime] = {}

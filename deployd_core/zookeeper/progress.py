@@ -7,13 +7,14 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from deployd_core.advancing import Standing, bake_of, lacking
-from deployd_core.coordination import Enabled, HistoryEntry, Snapshot, Verb
+from deployd_core.advancing import Standing, bake_of, completed_by
+from deployd_core.coordination import Enabled, HistoryEntry, Rollout, RolloutState, Snapshot, Verb
+from deployd_core.errors import Conflict
 from deployd_core.model import Role
 from deployd_core.spec import Promotion, RolloutTable
 from deployd_core.zookeeper import layout
 from deployd_core.zookeeper.layout import ServicePaths
-from deployd_core.zookeeper.orders import change_rollout, write_enabled
+from deployd_core.zookeeper.orders import change_rollout, require_same, write_enabled
 from deployd_core.zookeeper.services import (
     ATTEMPTS,
     Problems,
@@ -67,20 +68,20 @@ def promote(session: Session, record: ServiceRecord, build: Enabled, *, by: str,
     """
     entry = HistoryEntry(verb=Verb.PROMOTE, build=build.build, digest=build.digest, by=by, at=at, why=why)
     if record.enabled is None or record.enabled.build != build.build:
-        return write_enabled(session, record.service, entry, expect=record.fleet_rollout)
+        return write_enabled(session, record.service, entry, expect=record)
+
+    def promoted(rollout: Rollout, now: ServiceRecord) -> Rollout:
+        require_same(now, record)
+        return replace(rollout, promoted=build.build)
+
     # The rollout of the fleet has begun already, and waits.
-    change_rollout(
-        session,
-        record.service,
-        entry,
-        lambda rollout, now: replace(rollout, promoted=build.build) if now.fleet_rollout == record.fleet_rollout else rollout,
-    )
+    change_rollout(session, record.service, entry, promoted)
     return record.fleet_rollout
 
 
 def complete(session: Session, service: str, rollout_id: str, hosts: Iterable[Standing], now: datetime) -> bool:
     """Put on record that every host has completed a rollout, if it is so; whether it is."""
-    if lacking(rollout_id, hosts):
+    if not completed_by(rollout_id, hosts):
         return False
     paths, at = ServicePaths(service), now.isoformat(timespec="microseconds")
     for _ in range(ATTEMPTS):
@@ -109,13 +110,15 @@ def advance(session: Session, snapshot: Snapshot, may_promote: Callable[[str], s
     canary = snapshot.membership.role is Role.CANARY
     policy = snapshot.spec.rollout if snapshot.spec else RolloutTable()
     promotes = canary and policy.promotion is Promotion.AUTO
-    gate, permits = session.get(paths.rollout), session.stat(paths.permits)
-    done = gate is not None and snapshot.rollout_id in read_rollout(paths, {paths.rollout: gate}, Problems(session)).done
+    rollout = read_rollout(paths, {paths.rollout: session.get(paths.rollout)}, Problems(session))
+    permits = session.stat(paths.permits)
+    done = snapshot.rollout_id in rollout.done
     if done and not promotes:
         return None
-    if permits is not None and permits.children and not canary:
-        return _FALLBACK
-    fleet = Roster(session, service).read()
+    # What somebody has stopped goes no further by itself.
+    if rollout.state is not RolloutState.OPEN or (permits is not None and permits.children and not canary):
+        return _ASK_AGAIN if promotes else _FALLBACK
+    fleet = Roster(session, service, watching=False).read()
     completed = done or complete(session, service, snapshot.rollout_id, standings(fleet), now)
     if promotes:
         return _promote_when_baked(session, fleet, may_promote, now)
@@ -135,5 +138,8 @@ def _promote_when_baked(session: Session, fleet: FleetStatus, may_promote: Calla
     if may_promote(build.build):
         return _ASK_AGAIN
     why = f"the canaries were healthy with it for {policy.bake}"
-    promote(session, record, build, by="deployd", why=why, at=now.isoformat(timespec="microseconds"))
+    try:
+        promote(session, record, build, by="deployd", why=why, at=now.isoformat(timespec="microseconds"))
+    except Conflict:  # a person was faster, and may have decided otherwise
+        return _ASK_AGAIN
     return None

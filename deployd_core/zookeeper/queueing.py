@@ -108,10 +108,25 @@ class Place:
             self.path = None  # it went with a grant
 
     def leave(self) -> None:
-        """Wait no longer."""
+        """Wait no longer.
+
+        Raises:
+            Unavailable: ZooKeeper does not answer; we wait until it is known that we do not.
+        """
         path, self.path = self.path, None
-        if path is None or self._owner != self._session.session_id:
-            return
+        if self._owner != self._session.session_id:
+            self._unsure = False  # whatever there was went with its session
+        elif self._unsure:
+            self._remove_all()
+        elif path is not None:
+            self._delete(path)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a node of ours is there, or may be."""
+        return self.path is not None or self._unsure
+
+    def _delete(self, path: str) -> None:
         try:
             self._session.delete(path)
         except Refused:

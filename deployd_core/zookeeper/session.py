@@ -80,6 +80,7 @@ class Session:
         self.operation_timeout = operation_timeout
         self.identity = identity or Identity()
         self._monitor = LinkMonitor(session_timeout)
+        self._session_id = 0
         self._client = self._new_client(hosts + self.chroot)
 
     # The link
@@ -105,9 +106,10 @@ class Session:
 
     @property
     def session_id(self) -> int:
-        """The id of this session, as the owner of its ephemeral nodes; 0 while there is none."""
+        """The id of this session, as the owner of its ephemeral nodes; the last one while the link is broken, 0 before the first."""
         identity = self._client.client_id
-        return int(identity[0] or 0) if identity else 0
+        self._session_id = int(identity[0]) if identity and identity[0] else self._session_id
+        return self._session_id
 
     def listen(self, listener: Callable[[Link], object]) -> None:
         """Have `listener` called with each change of the link, CONNECTED being said after every break."""

@@ -174,11 +174,11 @@ def read_agents(session: Session) -> dict[str, AgentInfo | None]:
 class Roster:
     """Reads a service and all its hosts, again and again: only what changed is read anew."""
 
-    def __init__(self, session: Session, service: str, changed: Callable[[], object] = bool) -> None:
+    def __init__(self, session: Session, service: str, changed: Callable[[], object] = bool, *, watching: bool = True) -> None:
         self._session = session
         self._service = service
         self._paths = ServicePaths(service)
-        self._cache = NodeCache(session, changed)
+        self._cache = NodeCache(session, changed, watching=watching)
 
     def read(self) -> FleetStatus:
         """The service and its hosts as they are now.

@@ -54,7 +54,7 @@ def test_a_rollout_begins_open_with_a_clean_slate() -> None:
 
 
 def test_a_build_for_the_canaries_leaves_the_rollout_of_the_fleet_as_it_was() -> None:
-    """It opens the node, and forgets what failed of the canaries' last build alone."""
+    """It forgets what failed of the canaries' last build alone, opens what that had halted, and leaves the fleet stopped."""
     before = Rollout(
         state=RolloutState.HALTED,
         failures={"h1": FLEET, "c1": CANARY},
@@ -62,9 +62,16 @@ def test_a_build_for_the_canaries_leaves_the_rollout_of_the_fleet_as_it_was() ->
         rollback_of="v1-a",
         done={"v2-b": AT, "v3-c": AT},
     )
-    after = begun(before, replace(ENABLE, role=Role.CANARY, why="try it"), NOW, needs_promotion=False)
+    order = replace(ENABLE, role=Role.CANARY, why="try it")
+    stopped = replace(before, failures={"h1": FLEET}, done={"v2-b": AT}, grants_before=17)
+    own = replace(before, failures={"c1": CANARY})
+    paused = replace(own, state=RolloutState.PAUSED, by="bob", why="quiet")
 
-    assert replace(before, state=RolloutState.OPEN, by="ann", why="try it", failures={"h1": FLEET}, done={"v2-b": AT}) == after
+    assert stopped == begun(before, order, NOW, needs_promotion=False)
+    opened = begun(own, order, NOW, needs_promotion=False)
+    assert (RolloutState.OPEN, "ann", "try it", {}) == (opened.state, opened.by, opened.why, opened.failures)
+    still = begun(paused, order, NOW, needs_promotion=False)
+    assert (RolloutState.PAUSED, "bob", "quiet") == (still.state, still.by, still.why)
 
 
 def test_without_a_canary_build_there_is_none_to_remember() -> None:

@@ -1,0 +1,342 @@
+"""What comes at a bad moment: orders in the middle of what goes by itself, broken links, answers that overtake each other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from deployd_core import rollouts
+from deployd_core.coordination import AgentInfo, Denial, Denied, HostStatus, Link, Permit, RolloutState, Verb
+from deployd_core.errors import Unavailable
+from deployd_core.model import FleetLimit, Role
+from deployd_core.spec import InstancesTable, Promotion, RolloutTable, ServiceSpec, ServiceTable
+from deployd_core.testing.relay import Relay
+from deployd_core.units import Duration, Share
+from deployd_core.zookeeper.cache import NodeCache
+from deployd_core.zookeeper.coordination import ZooKeeperCoordination
+from deployd_core.zookeeper.layout import ServicePaths
+from deployd_core.zookeeper.session import Node, Session, split_address
+
+pytestmark = pytest.mark.zookeeper
+
+DIGEST = f"sha256:{'1' * 64}"
+ONE = FleetLimit(hosts=Share(1))
+
+
+class Site:
+    """A service, people, and hosts with a session each."""
+
+    def __init__(self, address: str, stack: ExitStack) -> None:
+        self.server, self.chroot = split_address(address)
+        self.stack = stack
+        self.people = stack.enter_context(Session(self.server, self.chroot))
+        self.sessions: dict[str, Session] = {}
+        self.relays: dict[str, Relay] = {}
+
+    def apply(self, **rollout: Any) -> None:
+        spec = ServiceSpec(
+            service=ServiceTable(root="/srv/web"),
+            source={"url": "file:///builds/{build}.tar.gz"},
+            instances=InstancesTable(names=("web@8001",)),
+            rollout=RolloutTable(**rollout),
+        )
+        rollouts.apply_spec(self.people, "web", spec)
+
+    def host(self, name: str) -> ZooKeeperCoordination:
+        """A member of the service whose agent lives."""
+        self.relays[name] = self.stack.enter_context(Relay(self.server))
+        session = Session(self.relays[name].address, self.chroot, session_timeout=8, operation_timeout=2)
+        self.sessions[name] = self.stack.enter_context(session)
+        host = ZooKeeperCoordination(session, name, bool)
+        host.announce(AgentInfo(host=name, instance=name))
+        host.join("web", "z1")
+        host.snapshot("web")
+        return host
+
+    def enable(self, build: str, role: Role = Role.FLEET) -> str:
+        return rollouts.enable(self.people, "web", build, DIGEST, role=role, by="ann")
+
+    def cut(self, name: str) -> None:
+        """Break a host's connection; its session lives on."""
+        gone = threading.Event()
+        self.sessions[name].listen(lambda link: gone.set() if link is not Link.CONNECTED else None)
+        self.relays[name].down()
+        assert gone.wait(5)
+
+    def mend(self, name: str) -> None:
+        self.relays[name].up()
+        assert self.sessions[name].wait_connected(10)
+
+
+@pytest.fixture
+def site(zookeeper: str) -> Iterator[Site]:
+    with ExitStack() as stack:
+        yield Site(zookeeper, stack)
+
+
+def look(host: ZooKeeperCoordination):  # type: ignore[no-untyped-def]
+    """The snapshot as of now: what another session wrote a moment ago may not have been heard of."""
+    return host.snapshot("web", afresh=True)
+
+
+def take(host: ZooKeeperCoordination) -> Permit | Denied:
+    return host.take_permit(look(host), ONE)
+
+
+def status_of(host: ZooKeeperCoordination, *, step: str = "converged", down: bool = False) -> HostStatus:
+    """A report that the host has served what it should for an hour."""
+    snapshot = look(host)
+    build = snapshot.enabled.build if snapshot.enabled else None
+    return HostStatus(
+        host=snapshot.host,
+        zone="z1",
+        role=snapshot.membership.role,
+        wanted=build,
+        served=build,
+        step=step,
+        since=(datetime.now(UTC) - timedelta(hours=1)).isoformat(),
+        rollout=snapshot.rollout_id,
+        down=down,
+    )
+
+
+@pytest.fixture
+def baked(site: Site) -> tuple[Site, ZooKeeperCoordination, ZooKeeperCoordination]:
+    """v2 has baked on the canary h1 for long enough to be promoted by itself; the fleet, h2, serves v1."""
+    site.apply(promotion=Promotion.AUTO, bake=Duration("1s"))
+    canary, fleet = site.host("h1"), site.host("h2")
+    site.enable("v1")
+    rollouts.set_role(site.people, "web", "h1", Role.CANARY)
+    site.enable("v2", Role.CANARY)
+    for host in (canary, fleet):
+        host.report("web", status_of(host))
+    return site, canary, fleet
+
+
+def test_what_a_person_has_stopped_is_not_promoted_by_itself(baked: Any) -> None:
+    """A pause during the bake holds; after it the build is promoted."""
+    site, canary, fleet = baked
+    rollouts.pause(site.people, "web", by="bob", why="a move")
+
+    assert canary.advance(look(canary), lambda build: "") is not None
+    record = rollouts.read_service(site.people, "web")
+    assert (RolloutState.PAUSED, "v1") == (record.rollout.state, record.enabled.build)
+    denied = take(fleet)
+    assert isinstance(denied, Denied)
+    assert Denial.PAUSED is denied.code
+
+    rollouts.resume(site.people, "web", by="bob")
+    assert canary.advance(look(canary), lambda build: "") is None
+    assert rollouts.read_service(site.people, "web").enabled.build == "v2"
+
+
+@pytest.mark.parametrize("order", ["canary", "pause", "fleet"])
+def test_an_order_that_comes_while_plugins_are_asked_wins(baked: Any, order: str) -> None:
+    """Whatever a person does between the decision to promote and its write is not undone, and not overlooked."""
+    site, canary, _ = baked
+    orders: dict[str, Callable[[], object]] = {
+        "canary": lambda: site.enable("v3", Role.CANARY),
+        "fleet": lambda: site.enable("v3"),
+        "pause": lambda: rollouts.pause(site.people, "web", by="bob"),
+    }
+
+    def asked(build: str) -> str:
+        orders[order]()
+        return ""
+
+    assert canary.advance(look(canary), asked) is not None
+
+    record = rollouts.read_service(site.people, "web")
+    found = (record.enabled.build, record.canary.build, record.rollout.state)
+    expected = {
+        "canary": ("v1", "v3", RolloutState.OPEN),
+        "fleet": ("v3", "v2", RolloutState.OPEN),
+        "pause": ("v1", "v2", RolloutState.PAUSED),
+    }
+    assert expected[order] == found
+    assert Verb.PROMOTE not in [entry.verb for entry in rollouts.history(site.people, "web")]
+
+
+def test_a_build_for_the_canaries_does_not_end_a_pause(site: Site) -> None:
+    """The fleet stays where a person has stopped it."""
+    site.apply()
+    fleet = site.host("h1")
+    site.enable("v2")
+    rollouts.pause(site.people, "web", by="bob", why="quiet")
+
+    site.enable("v3", Role.CANARY)
+
+    denied = take(fleet)
+    assert isinstance(denied, Denied)
+    assert (Denial.PAUSED, "the rollout is paused by bob: quiet") == (denied.code, denied.reason)
+
+
+def test_looking_whether_a_rollout_is_complete_watches_nothing(baked: Any) -> None:
+    """A host that looks again and again leaves no watch behind: each would live until its node changes."""
+    site, canary, _ = baked
+    canary.report("web", status_of(canary, step="degraded"))
+    snapshot, client = look(canary), site.sessions["h1"]._client
+
+    def watchers() -> int:
+        return sum(len(found) for kind in (client._data_watchers, client._child_watchers) for found in kind.values())
+
+    before = watchers()
+    for _ in range(5):
+        assert canary.advance(snapshot, lambda build: "") is not None
+
+    assert before == watchers()
+
+
+def test_a_host_that_could_not_leave_the_queue_leaves_it_later(site: Site) -> None:
+    """Its node would be waited for by everybody behind it, for as long as its session lives."""
+    site.apply()
+    hosts = [site.host(f"h{number}") for number in range(3)]
+    site.enable("v1")
+    assert isinstance(take(hosts[0]), Permit)
+    for host in hosts[1:]:
+        assert isinstance(take(host), Denied)
+    site.cut("h1")
+    with pytest.raises(Unavailable):
+        hosts[1].leave_queue("web")
+    site.mend("h1")
+    assert look(hosts[1]).queued
+
+    hosts[1].leave_queue("web")
+
+    assert not look(hosts[1]).queued
+    assert {"z1": ["h2"]} == {zone: [one.host for one in all_] for zone, all_ in rollouts.read_queue(site.people, "web").items()}
+
+
+def test_an_excuse_ends_although_the_first_write_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that comes back is excused no more, be it with the second try."""
+    site.apply()
+    site.host("h1")
+    rollouts.excuse(site.people, "web", "h1", by="bob", why="away")
+    session = site.sessions["h1"]
+    again = ZooKeeperCoordination(session, "h1", bool)
+    again.join("web", "z1")
+    real = session.set
+
+    def failing(path: str, *arguments: Any) -> Any:
+        monkeypatch.setattr(session, "set", real)
+        raise Unavailable(f"{path} was not written")
+
+    monkeypatch.setattr(session, "set", failing)
+    with pytest.raises(Unavailable):
+        again.snapshot("web")
+
+    assert again.snapshot("web").membership.excused is None
+
+
+def test_looking_afresh_sees_what_no_watch_has_told(site: Site) -> None:
+    """The net under missed watches reads, and does not take for unchanged what nobody has spoken of."""
+    site.apply()
+    host = site.host("h1")
+    site.enable("v1")
+    assert look(host).enabled.build == "v1"
+    host._services["web"]._cache.watch = None
+
+    site.enable("v2")
+
+    assert look(host).enabled.build == "v2"
+
+
+def test_an_answer_that_was_overtaken_does_not_take_the_place_of_a_newer_one(site: Site) -> None:
+    """Two threads read one node: whatever the order of their answers, what is known in the end is what is there."""
+    site.people.ensure_chroot()
+    site.people.create("/x", b"1")
+    session = site.stack.enter_context(Session(site.server, site.chroot))
+    asked, go_on, told = threading.Event(), threading.Event(), threading.Event()
+    cache = NodeCache(session, told.set)
+    real = session.get_many
+
+    def slow(paths: Any, watch: Any = None) -> dict[str, Node | None]:
+        found = real(paths, watch)
+        if not asked.is_set():
+            asked.set()
+            go_on.wait(10)
+        return found
+
+    session.get_many = slow  # type: ignore[method-assign]
+    first = threading.Thread(target=cache.read, args=(("/x",),))
+    first.start()
+    assert asked.wait(5)
+    site.people.set("/x", b"2")
+    assert told.wait(5)
+    second = threading.Thread(target=cache.read, args=(("/x",),))
+    second.start()
+    go_on.set()
+    for thread in (first, second):
+        thread.join(10)
+
+    node = cache.read(("/x",))["/x"]
+    assert node is not None
+    assert b"2" == node.data
+
+
+def test_a_host_is_not_down_for_ever_when_two_reports_meet(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report that it is down, under way while the host gives its permit back, is taken back by what comes after."""
+    from deployd_core.zookeeper import coordination
+
+    site.apply()
+    host = site.host("h1")
+    site.enable("v1")
+    host.report("web", status_of(host))
+    assert isinstance(take(host), Permit)
+    well, ill, snapshot = status_of(host), status_of(host, step="degraded", down=True), look(host)
+    written, go_on, real = threading.Event(), threading.Event(), coordination.write_status
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        written.set()
+        go_on.wait(10)
+
+    monkeypatch.setattr(coordination, "write_status", slow)
+    reporting = threading.Thread(target=host.report, args=("web", ill))
+    reporting.start()
+    assert written.wait(5)
+    releasing = threading.Thread(target=host.release_permit, args=(snapshot, well))
+    releasing.start()
+    go_on.set()
+    for thread in (reporting, releasing):
+        thread.join(10)
+    monkeypatch.setattr(coordination, "write_status", real)
+
+    host.report("web", well)
+
+    assert site.people.stat(ServicePaths("web").down("h1")) is None
+
+
+def test_a_ramp_begins_anew_with_a_retry(site: Site) -> None:
+    """A host that failed has not finished: after a retry the first step of the ramp holds."""
+    site.apply(ramp=(Share(1), Share(5)))
+    hosts = [site.host(f"h{number}") for number in range(4)]
+    site.enable("v1")
+    limit = FleetLimit(hosts=Share(4))
+    first = hosts[0]
+    assert isinstance(first.take_permit(look(first), limit), Permit)
+    first.record_failure(look(first), "will not start")
+    first.release_permit(look(first), status_of(first, step="reverted"), keep_failure=True)
+
+    rollouts.retry(site.people, "web", by="bob")
+
+    answers = [host.take_permit(look(host), limit) for host in hosts]
+    assert 1 == sum(isinstance(answer, Permit) for answer in answers)
+
+
+def test_a_rollout_that_nobody_finished_is_not_complete(site: Site) -> None:
+    """Giving up the only host makes no build a completed one, which a rollback would go to."""
+    site.apply()
+    host = site.host("h1")
+    site.enable("bad")
+    assert isinstance(take(host), Permit)
+    site.sessions["h1"].close()
+
+    rollouts.lose(site.people, "web", "h1", by="bob", why="burnt")
+
+    assert rollouts.read_service(site.people, "web").rollout.completed is None
