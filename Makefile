@@ -9,6 +9,8 @@ export PYTHON
 PYTHON ?=
 BIN := .venv/bin
 ARGS ?=
+# Most tests wait for something, so that two files at a time keep two cores busy. One after the other: make test WORKERS=0
+WORKERS ?= 2
 
 # Tests that need root are left out for everybody else, with what only they need, and we say so.
 ifeq ($(shell id -u),0)
@@ -29,7 +31,7 @@ demo: .venv/.ready-demo packages-demo  ## a small fleet rolls from one build to 
 
 test: .venv/.ready-test $(TEST_PACKAGES)  ## all tests
 	@[ "$$(id -u)" = 0 ] || echo "not root: the tests marked root (namespaces, mounts) are left out" >&2
-	@$(BIN)/pytest -q $(MAY) $(ARGS)
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile $(MAY) $(ARGS)
 
 fast: .venv/.ready-test  ## the unit tests, in seconds
 	@$(BIN)/pytest -q tests/unit $(ARGS)

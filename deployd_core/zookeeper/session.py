@@ -106,7 +106,7 @@ class Session:
 
     @property
     def session_id(self) -> int:
-        """The id of this session, as the owner of its ephemeral nodes; the last one while the link is broken, 0 before the first."""
+        """The id of this session, as the owner of its ephemeral nodes; the last while the link is broken, 0 before the first."""
         identity = self._client.client_id
         self._session_id = int(identity[0]) if identity and identity[0] else self._session_id
         return self._session_id
