@@ -138,6 +138,8 @@ class VirtualHost:
         self.known: list[InstanceFacts | None] = [None] * len(self.instances)
         self.looks = [NEVER] * len(self.instances)
         """When each instance is looked at next."""
+        self.counts: list[list[float]] = [[] for _ in self.instances]
+        """Of each instance, the looks until then that show nothing new."""
         self.shown: list[tuple[object, ...]] = [()] * len(self.instances)
         """Of each instance, what the last look at it showed."""
         self._decision: Decision | None = None
@@ -220,6 +222,8 @@ class VirtualHost:
         wall = self.world.clock.time()
         known = []
         for number, watch in enumerate(self.watches):
+            if self.counts[number]:
+                looks.catch_up(self, number)
             facts = self.known[number]
             if facts is None or facts.gate_closed:  # the rest of a lease changes all the time
                 facts = self.known[number] = watch.facts(wall, self.owner)
