@@ -329,7 +329,8 @@ class VirtualHost:
 
     def answered(self, answer: Permit | Denied, started: float, act: TakePermit) -> None:
         """Coordination has answered the question for a permit."""
-        changed = self.turn.answered(answer, self.world.clock.now) or self.woken_at >= started
+        # One that asks at the very moment at which it is woken has looked before it asked.
+        changed = self.turn.answered(answer, self.world.clock.now) or self.woken_at > started
         self.denial = answer.code if isinstance(answer, Denied) else None
         if isinstance(answer, Permit):
             self.world.judge.granted(self, answer, act)
