@@ -48,7 +48,9 @@ docs: .venv/.ready-docs  ## the documentation as a site, into site/; a broken li
 	@$(BIN)/mkdocs build --strict --quiet $(ARGS) && echo "site/index.html"
 
 bench: .venv/.ready-demo packages-demo packages-test packages-bench  ## the numbers, as ratios against other tools in one run
-	@set -e; for file in bench/[!_]*.py; do echo "== $$file"; $(BIN)/python -P "$$file" $(ARGS); done
+	@missed=; for file in bench/[!_]*.py; do \
+	  echo "== $$file"; $(BIN)/python -P "$$file" $(ARGS) || missed="$$missed $$file"; \
+	done; [ -z "$$missed" ] || { echo "past a target, or failed:$$missed" >&2; exit 1; }
 
 clean:  ## remove everything that was made here
 	rm -rf .venv .tox .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist site

@@ -165,8 +165,9 @@ def _full(request: Request) -> Denied | None:
     most, words = limit_now(request)
     if most is None or len(request.holders) < most:
         return None
-    held = f"{len(request.holders)} of {words} at a time: {_names(request.holders)} restarting now"
-    return Denied(code=Denial.SLOTS_FULL, reason=held, blockers=tuple(sorted(request.holders)))
+    holders = tuple(sorted(request.holders))
+    held = f"{len(holders)} of {words} at a time: {_names(holders)} restarting now"
+    return Denied(code=Denial.SLOTS_FULL, reason=held, blockers=holders)
 
 
 def _too_few(request: Request) -> Denied | None:

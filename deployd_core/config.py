@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import tomllib
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -27,8 +28,9 @@ from deployd_core.api import (
 from deployd_core.boundary import Bound
 from deployd_core.errors import ConfigError
 from deployd_core.model import Instance, check_name, expand
+from deployd_core.observation import Drain, Rules
 from deployd_core.plugins import Kind, Plugins, convert
-from deployd_core.spec import ServiceSpec, Table
+from deployd_core.spec import OnHostFailure, ServiceSpec, Table
 from deployd_core.units import Duration, encode_unit
 from deployd_core.windows import check_windows
 
@@ -67,7 +69,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     reporters: tuple[Table, ...] = ()
 
 
-class ServiceSetup(Struct, frozen=True, kw_only=True):
+class ServiceSetup(Struct, frozen=True, kw_only=True, dict=True):
     """A spec with its plugins made: what an engine works with."""
 
     spec: ServiceSpec
@@ -81,16 +83,41 @@ class ServiceSetup(Struct, frozen=True, kw_only=True):
     probe: Bound[Probe[Any]] | None
     gate: Bound[Gate[Any]] | None
 
-    @property
+    @cached_property
     def drain(self) -> DrainOptions | None:
         """How traffic is turned off; None when the strategy restarts without a gate."""
         options = self.strategy.plugin.options
         return options if isinstance(options, DrainOptions) else None
 
-    @property
+    @cached_property
     def probe_options(self) -> ProbeOptions:
         """What the spec's probe was told; the defaults when there is none."""
         return self.probe.plugin.options if self.probe else ProbeOptions()
+
+    @cached_property
+    def rules(self) -> Rules:
+        """What the spec says about the cycle."""
+        table, probe = self.spec.instances, self.probe_options
+        return Rules(
+            drain=_drain_of(self.drain) if self.drain is not None else None,
+            warmup=self.spec.warmup is not None,
+            healthy_after=probe.healthy_after,
+            stable_for=float(probe.stable_for),
+            healthy_timeout=float(table.healthy_timeout),
+            restart_timeout=float(table.restart_timeout),
+            min_available=table.min_available,
+            revert=self.spec.rollout.on_host_failure is OnHostFailure.REVERT,
+        )
+
+
+def _drain_of(options: DrainOptions) -> Drain:
+    return Drain(
+        settle=float(options.settle),
+        timeout=float(options.drain_timeout),
+        at_deadline=options.at_deadline,
+        traffic_timeout=float(options.traffic_timeout),
+        lease=float(options.lease),
+    )
 
 
 def read_toml(path: Path) -> dict[str, Any]:

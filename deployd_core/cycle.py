@@ -85,7 +85,8 @@ def waiting(seen: Observation, shown: tuple[InstanceView, ...], *, draining: boo
     # A restart that is tried again begins no new wait for health: what cannot start must not get a new deadline each time.
     again = {_wait_key(Phase.WARMING, view.name) for view in shown if view.phase is Phase.RESTARTING}
     # While its manager is away nothing can be held against an instance: its time begins when the manager is back.
-    paused = {_wait_key(Phase.WARMING, facts.name) for facts in seen.instances if _environment(facts, seen)}
+    pairs = zip(seen.instances, shown, strict=True)
+    paused = {_wait_key(Phase.WARMING, facts.name) for facts, view in pairs if view.phase.in_cycle and _environment(facts, seen)}
     return frozenset((keys | (again & seen.waits.keys())) - paused)
 
 

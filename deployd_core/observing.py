@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from deployd_core.config import ServiceSetup
 from deployd_core.coordination import Enabled, Snapshot
 from deployd_core.model import FleetView, PermitView
-from deployd_core.observation import Drain, InstanceFacts, Observation, Rules, Setback, Staging
+from deployd_core.observation import InstanceFacts, Observation, Setback, Staging
 from deployd_core.releases import Disk
-from deployd_core.spec import OnHostFailure
 
 
 def observe(
@@ -50,7 +49,7 @@ def observe(
         good=build is not None and disk.good[:1] == (build,),
         last_good=_last_good(snapshot.enabled, disk, setup.step_markers),
         instances=tuple(instances),
-        rules=rules_of(setup),
+        rules=setup.rules,
         connected=connected,
         permit=PermitView(held=permit is not None, token=permit.token if permit else 0),
         queued=snapshot.queued,
@@ -72,22 +71,6 @@ def pinned_digest(snapshot: Snapshot, disk: Disk, resolved: str | None) -> str |
     return snapshot.enabled.digest or (release.build.digest if release else None) or resolved
 
 
-def rules_of(setup: ServiceSetup) -> Rules:
-    """What a spec says about the cycle."""
-    table = setup.spec.instances
-    probe = setup.probe_options
-    return Rules(
-        drain=_drain_of(setup),
-        warmup=setup.spec.warmup is not None,
-        healthy_after=probe.healthy_after,
-        stable_for=float(probe.stable_for),
-        healthy_timeout=float(table.healthy_timeout),
-        restart_timeout=float(table.restart_timeout),
-        min_available=table.min_available,
-        revert=setup.spec.rollout.on_host_failure is OnHostFailure.REVERT,
-    )
-
-
 def _last_good(wanted: Enabled | None, disk: Disk, steps: tuple[str, ...]) -> str | None:
     """What a host goes back to when the wanted build fails on it.
 
@@ -104,19 +87,6 @@ def _complete(build: str, disk: Disk, steps: tuple[str, ...]) -> bool:
     if release is None:
         return False
     return release.steps.issuperset(steps) or any(flip.build == build and flip.at >= release.published_at for flip in disk.flips)
-
-
-def _drain_of(setup: ServiceSetup) -> Drain | None:
-    options = setup.drain
-    if options is None:
-        return None
-    return Drain(
-        settle=float(options.settle),
-        timeout=float(options.drain_timeout),
-        at_deadline=options.at_deadline,
-        traffic_timeout=float(options.traffic_timeout),
-        lease=float(options.lease),
-    )
 
 
 def _staging(build: str | None, digest: str | None, disk: Disk) -> Staging:

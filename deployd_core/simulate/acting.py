@@ -40,7 +40,7 @@ from deployd_core.planner import Decision
 from deployd_core.retention import Disk, ReleaseInfo
 from deployd_core.simulate.faults import FaultKind
 from deployd_core.simulate.instance import NEVER, VirtualInstance
-from deployd_core.simulate.looks import essence, look_again
+from deployd_core.simulate.looks import catch_up, essence, look_again
 
 if TYPE_CHECKING:
     from deployd_core.simulate.host import VirtualHost
@@ -151,6 +151,7 @@ def _begin(host: VirtualHost, act: Act) -> float:
 
 def _begin_restart(host: VirtualHost, instance: VirtualInstance) -> float:
     world, number = host.world, host.instances.index(instance)
+    host.counts[number] = []
     host.watches[number].restarting(world.clock.now)
     host.dirty(number)
     world.disturb(host, instance)
@@ -271,6 +272,7 @@ def _change_disk(host: VirtualHost, task: Task) -> str | None:
 
 def _touch(host: VirtualHost, act: InstanceAct) -> ClosedGate | None:
     world, instance = host.world, host.by_name[act.instance]
+    catch_up(host, host.instances.index(instance))
     match act:
         case Restart() if instance.state is State.FAILED:
             raise RestartFailed(f"{act.instance} did not start")
@@ -308,6 +310,7 @@ def _lease_ends(host: VirtualHost, instance: VirtualInstance, until: float) -> N
     """A gate that nobody has closed again opens by itself."""
     if instance.closed is not None and instance.closed.until == until:
         host.world.say(host, f"lease of {instance.name} runs out")
+        catch_up(host, host.instances.index(instance))
         open_gate(host, instance)
         if host.alive:
             look_again(host, host.instances.index(instance))

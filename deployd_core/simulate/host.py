@@ -138,6 +138,8 @@ class VirtualHost:
         self.known: list[InstanceFacts | None] = [None] * len(self.instances)
         self.looks = [NEVER] * len(self.instances)
         """When each instance is looked at next."""
+        self.counts: list[list[float]] = [[] for _ in self.instances]
+        """Of each instance, the looks until then that show nothing new."""
         self.shown: list[tuple[object, ...]] = [()] * len(self.instances)
         """Of each instance, what the last look at it showed."""
         self._decision: Decision | None = None
@@ -220,6 +222,8 @@ class VirtualHost:
         wall = self.world.clock.time()
         known = []
         for number, watch in enumerate(self.watches):
+            if self.counts[number]:
+                looks.catch_up(self, number)
             facts = self.known[number]
             if facts is None or facts.gate_closed:  # the rest of a lease changes all the time
                 facts = self.known[number] = watch.facts(wall, self.owner)
@@ -325,7 +329,8 @@ class VirtualHost:
 
     def answered(self, answer: Permit | Denied, started: float, act: TakePermit) -> None:
         """Coordination has answered the question for a permit."""
-        changed = self.turn.answered(answer, self.world.clock.now) or self.woken_at >= started
+        # One that asks at the very moment at which it is woken has looked before it asked.
+        changed = self.turn.answered(answer, self.world.clock.now) or self.woken_at > started
         self.denial = answer.code if isinstance(answer, Denied) else None
         if isinstance(answer, Permit):
             self.world.judge.granted(self, answer, act)

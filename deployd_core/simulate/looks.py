@@ -11,7 +11,7 @@ from deployd_core.acts import CloseGate
 from deployd_core.model import Phase
 from deployd_core.observation import InstanceFacts
 from deployd_core.planner import Decision
-from deployd_core.simulate.instance import NEVER
+from deployd_core.simulate.instance import NEVER, VirtualInstance
 
 if TYPE_CHECKING:
     from deployd_core.simulate.host import VirtualHost
@@ -21,23 +21,38 @@ _PACE, _COUNTING, _DOWN = 0.25, 0.1, 1.0
 _DOWN_FOR = 10.0
 """Seconds for which one that is down is looked at so often."""
 _TRAFFIC = 0.375
-"""Seconds between two counts of clients that come back: five of them take as long as the engine wants to see some."""
+"""Seconds between two counts of clients that come back: all of them take as long as the engine wants to see some."""
+_CLIENTS = 5
+"""Counts that find clients, before they are taken for back."""
 _QUIET = 3
 """Counts in a row that find nothing, before there is no use in another."""
 
 
-def look_soon(host: VirtualHost, number: int, seconds: float) -> None:
-    """Look at an instance after a while, if no look at it is due before."""
+def look_soon(host: VirtualHost, number: int, seconds: float) -> bool:
+    """Look at an instance after a while, if no look at it is due before; whether that is so."""
     when = host.world.clock.now + seconds
-    if when < host.looks[number] or host.looks[number] <= host.world.clock.now:
-        host.looks[number] = when
-        host.world.agenda.at(when, _look, host, number, host.life)
+    if host.world.clock.now < host.looks[number] <= when:
+        return False
+    host.looks[number] = when
+    host.counts[number] = [moment for moment in host.counts[number] if moment < when]
+    host.world.agenda.at(when, _look, host, number, host.life)
+    return True
 
 
 def look_again(host: VirtualHost, number: int) -> None:
     """Something was done to an instance: look at it at once."""
     host.dirty(number)
     look_soon(host, number, host.world.look_seconds(host))
+
+
+def catch_up(host: VirtualHost, number: int) -> None:
+    """Take the looks at an instance that were due by now, each as of its own moment."""
+    now, instance, watch, counts = host.world.clock.now, host.instances[number], host.watches[number], host.counts[number]
+    while counts and counts[0] <= now:
+        moment = counts.pop(0)
+        returning = host.gated and watch.opened_at is not None
+        watch.saw(instance.sighting(moment, gated=returning), started=moment, ended=moment)
+        host.dirty(number)
 
 
 def _look(host: VirtualHost, number: int, life: int) -> None:
@@ -49,6 +64,7 @@ def _look(host: VirtualHost, number: int, life: int) -> None:
     instance, watch = host.instances[number], host.watches[number]
     if f"restart:{instance.name}" in host.busy:
         return
+    catch_up(host, number)
     returning = host.gated and watch.opened_at is not None
     watch.saw(instance.sighting(now, gated=returning), started=now, ended=now)
     host.dirty(number)
@@ -63,13 +79,12 @@ def _look(host: VirtualHost, number: int, life: int) -> None:
 def essence(host: VirtualHost, facts: InstanceFacts) -> tuple[object, ...]:
     """What of an instance can change a plan."""
     setup = host.setup or host.world.setup
-    probe, held = setup.probe_options, host.holds
+    probe = setup.probe_options
     healthy = facts.streak >= probe.healthy_after
     since, until = facts.healthy_since, facts.healthy_until
     steady = healthy and since is not None and until is not None and until - since >= probe.stable_for
     closed = facts.gate_closed
-    if held and not closed and setup.spec.warmup is None:
-        # Open and restarted: nothing follows before it is stable, and with a gate not before its clients are back.
+    if _only_steady(host, facts):
         healthy = steady = steady and not awaits_clients(host, facts, host.world.clock.now)
     return (
         facts.looked,
@@ -87,6 +102,11 @@ def essence(host: VirtualHost, facts: InstanceFacts) -> tuple[object, ...]:
     )
 
 
+def _only_steady(host: VirtualHost, facts: InstanceFacts) -> bool:
+    """Whether nothing follows before an instance is stable, and with a gate not before its clients are back: it is open."""
+    return host.holds and not facts.gate_closed and (host.setup or host.world.setup).spec.warmup is None
+
+
 def awaits_clients(host: VirtualHost, facts: InstanceFacts, now: float) -> bool:
     """Whether the clients of an instance are waited for, so that they have to be counted."""
     if facts.opened_at is None or facts.gate_closed or facts.traffic_back or not host.holds:
@@ -96,23 +116,49 @@ def awaits_clients(host: VirtualHost, facts: InstanceFacts, now: float) -> bool:
 
 
 def plan_look(host: VirtualHost, number: int, facts: InstanceFacts) -> None:
-    """When a look at an instance will show something new."""
+    """Have an instance looked at when that shows something new; looks before that are only counted, which `catch_up` does."""
+    instance, now, second = host.instances[number], host.world.clock.now, host.world.look_seconds(host)
+    change = instance.next_change(now)
+    if not instance.runs:
+        due = _DOWN if host.holds and now - facts.state_since < _DOWN_FOR else NEVER
+        moments = [min(change, now + due) + second]
+    else:
+        series = [_until_drained(instance, facts, now, second), *_until_steady(host, number, facts, second)]
+        news = min((moments[-1] for moments in series if moments), default=NEVER)
+        news = min(news, change + second)
+        moments = sorted(moment for moments in series for moment in moments if moment < news)
+        moments.append(news)
+    if moments[-1] < NEVER and look_soon(host, number, moments[-1] - now):
+        host.counts[number] = moments[:-1]
+
+
+def _until_drained(instance: VirtualInstance, facts: InstanceFacts, now: float, second: float) -> list[float]:
+    """Counts of the connections behind a closed gate, until they have found nothing often enough."""
+    if instance.closed is None or facts.quiet >= _QUIET:
+        return []
+    pace = _COUNTING + second
+    first = now + pace if now >= instance.drained_at else instance.drained_at + second
+    return [first + count * pace for count in range(_QUIET - facts.quiet)]
+
+
+def _until_steady(host: VirtualHost, number: int, facts: InstanceFacts, second: float) -> list[list[float]]:
+    """Looks at an instance that answers, until it is healthy, until it is stable, and until its clients are back."""
     instance, watch, now = host.instances[number], host.watches[number], host.world.clock.now
     probe = (host.setup or host.world.setup).probe_options
-    due = instance.next_change(now) - now
-    if not instance.runs:
-        due = min(due, _DOWN if host.holds and now - facts.state_since < _DOWN_FOR else NEVER)
-    elif facts.streak and facts.streak < probe.healthy_after:
-        due = min(due, _PACE)
-    elif watch.healthy_since is not None and facts.healthy_until is not None:
-        steady_at = watch.healthy_since + float(probe.stable_for)
-        due = min(due, steady_at - now + 1e-6 if facts.healthy_until < steady_at else NEVER)
-    if instance.closed is not None and facts.quiet < _QUIET and now >= instance.drained_at:
-        due = min(due, _COUNTING)
+    pace = _PACE + second
+    since = watch.healthy_since
+    if since is None or facts.healthy_until is None or not facts.streak:
+        return []
+    healthy = [now + count * pace for count in range(1, probe.healthy_after - facts.streak + 1)]
+    steady_at = since + float(probe.stable_for)
+    steady = [max(steady_at + 1e-6 + second, *healthy, now)] if facts.healthy_until < steady_at else []
+    if not _only_steady(host, facts):
+        return [healthy, steady]
+    back: list[float] = []
     if awaits_clients(host, facts, now):
-        due = min(due, max(_TRAFFIC, instance.back_at - now))
-    if due < NEVER:
-        look_soon(host, number, due + (host.world.look_seconds(host) if due else 0.0))
+        first = max(now + _TRAFFIC, instance.back_at) + second
+        back = [first + count * (_TRAFFIC + second) for count in range(_CLIENTS)]
+    return [sorted([*healthy, *steady, *back])]
 
 
 def come_back(host: VirtualHost, decision: Decision) -> None:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from deployd_core.model import Role
 from deployd_core.plugins import Plugins, convert
+from deployd_core.simulate import looks
 from deployd_core.simulate.faults import Fault, FaultKind, parse_faults
 from deployd_core.simulate.runner import Outcome, Summary, percentile, simulate, simulate_seeds
 from deployd_core.simulate.scenario import Scenario, roster, spec_for
@@ -215,6 +216,28 @@ def test_the_same_seed_gives_the_same_trace_byte_for_byte():
     assert traces[0] == traces[1]
     assert traces[0].count(b"\n") > 100
     assert run(seed=1)[0].trace != run(seed=2)[0].trace
+
+
+@pytest.mark.parametrize("faults", ["", "flap:3,crash:3,session:2", "reboot:1,slow-probe:2,failed-start:2,late-watch:2,pause"])
+@pytest.mark.parametrize("strategy", OPTIONS)
+def test_it_makes_no_difference_when_looks_are_counted(strategy, faults):
+    """Looks that show nothing new are counted when somebody wants to know: the run is the same as when each is counted at once."""
+    made = scenario(strategy, instances=3, faults=faults)
+    late, once = (World(made, PLUGINS, 5, full=True) for _ in range(2))
+    step = once.agenda.step
+
+    def count_and_step():
+        once.clock.now = once.agenda.next_at()
+        for host in once.hosts:
+            for number in range(len(host.instances) if host.alive else 0):
+                looks.catch_up(host, number)
+        step()
+
+    once.agenda.step = count_and_step
+    for world in (late, once):
+        world.run()
+
+    assert late.record.trace == once.record.trace
 
 
 def test_a_full_record_changes_nothing():
