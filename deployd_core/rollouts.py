@@ -167,6 +167,8 @@ def promote(session: Session, service: str, *, by: str, why: str = "", force: bo
 def rollback(session: Session, service: str, *, by: str, why: str = "", to: str | None = None, now: datetime | None = None) -> str:
     """Have the fleet serve the build that it completed last before this one, or the one that is named; returns the rollout's id.
 
+    A build that was rolled back from is not gone to unless it is named, or was completed again.
+
     It needs no promotion and waits for no window, and a failure in it only halts it.
 
     Raises:
@@ -179,7 +181,8 @@ def rollback(session: Session, service: str, *, by: str, why: str = "", to: str 
     to = to or last_completed(told, current, record.rollout.completed)
     if not to:
         raise Conflict(
-            f"{service} has completed no build before {current or 'anything'}", hint=f"name one: deployd enable {service} BUILD"
+            f"{service} has completed no build before {current or 'anything'} that was not rolled back from",
+            hint=f"deployd rollback {service} --to BUILD goes to a certain one; deployd history {service} names them",
         )
     entries = [entry for entry in told if entry.role is Role.FLEET and entry.build not in ("", current)]
     begun = [entry for entry in entries if entry.build == to and entry.verb.begins]

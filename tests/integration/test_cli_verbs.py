@@ -120,19 +120,6 @@ def test_enabling_fetches_what_has_no_digest(desk):
     assert "ann" == rollouts.read_service(desk.session, "web").enabled.by
 
 
-def test_enabling_says_how_to_go_back(desk):
-    """The message of a change names the command that undoes it."""
-    desk.apply("h1")
-    desk.build("v1")
-    desk.build("v2")
-    desk.type("enable", "web", "v1")
-
-    _, output, error = desk.type("enable", "web", "v2")
-
-    assert output.startswith("enabled v2 for the fleet of web (was v1), sha256:")
-    assert "go back: deployd enable web v1\n" in error
-
-
 OTHER = "sha256:" + "0" * 64
 
 
