@@ -325,7 +325,7 @@ def test_status_is_a_table_per_service(desk):
     assert "  1 converged, 1 waiting, 1 unaware" == lines[1]
     assert ["HOST", "ROLE", "ZONE", "STEP", "SINCE", "SERVES", "READY", "REASON"] == lines[2].split()
     assert re.fullmatch(r"h1 +fleet +zone-a +converged +\d+s +v1 +2/2 +-", lines[3])
-    assert re.fullmatch(r"h2 +fleet +zone-a +waiting +\d+s +- +0/2 +1 of 1 permits are held: h3", lines[4])
+    assert re.fullmatch(r"h2 +fleet +zone-a +waiting +\d+s +- +2/2 +1 of 1 permits are held: h3", lines[4])
     assert re.fullmatch(r"h3 +fleet +zone-a +unaware +- +- +- +has not reported on this rollout yet", lines[5])
 
 
