@@ -87,6 +87,9 @@ def begun(before: Rollout, entry: HistoryEntry, now: Now, *, needs_promotion: bo
     other = now.fleet if entry.role is Role.CANARY else now.canary
     failures = before.failed_in(other) if other else {}
     done = {other: before.done[other]} if other in before.done else {}
+    completed = before.completed
+    if entry.verb is Verb.ROLLBACK and completed is not None and now.enabled is not None and completed.build == now.enabled.build:
+        completed = None  # what was rolled back from is nothing to go back to
     if entry.role is Role.CANARY:
         begins = replace(before, failures=failures, done=done, grants_before=now.granted)
         return begins if _stops_the_fleet(before, now) else replace(begins, state=RolloutState.OPEN, by=entry.by, why=why)
@@ -98,7 +101,7 @@ def begun(before: Rollout, entry: HistoryEntry, now: Now, *, needs_promotion: bo
         rollback_of=now.fleet if entry.verb is Verb.ROLLBACK else "",
         grants_before=now.granted,
         done=done,
-        completed=before.completed,
+        completed=completed,
     )
 
 

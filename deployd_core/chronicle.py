@@ -52,17 +52,36 @@ def chronicle(entries: Sequence[HistoryEntry]) -> tuple[Chapter, ...]:
 
 
 def last_completed(entries: Sequence[HistoryEntry], current: str, known: Enabled | None) -> str:
-    """The build that the fleet completed last before another; empty when there is none.
+    """The build that the fleet completed last, other than one; empty when there is none.
+
+    One that a rollback left is passed over until the fleet has completed it again: two rollbacks never lead back and forth.
 
     Args:
         entries: The history, which is bounded.
-        current: The other build.
+        current: The build that is not looked for; empty looks for any.
         known: What the rollout says was completed last, which is not.
     """
-    if known is not None and known.build != current:
+    unwanted = {current, *_left_behind(entries)}
+    if known is not None and known.build not in unwanted:
         return known.build
     completed = [entry.build for entry in entries if entry.verb is Verb.COMPLETE and entry.role is Role.FLEET]
-    return next((build for build in reversed(completed) if build != current), "")
+    return next((build for build in reversed(completed) if build not in unwanted), "")
+
+
+def _left_behind(entries: Sequence[HistoryEntry]) -> set[str]:
+    """The builds that a rollback took the fleet away from, and that it has not completed since."""
+    left: set[str] = set()
+    enabled = ""
+    for entry in entries:
+        if entry.role is not Role.FLEET:
+            continue
+        if entry.verb is Verb.COMPLETE:
+            left.discard(entry.build)
+        elif entry.verb.begins:
+            if entry.verb is Verb.ROLLBACK and enabled not in ("", entry.build):
+                left.add(enabled)
+            enabled = entry.build
+    return left
 
 
 def _begins(entry: HistoryEntry) -> bool:

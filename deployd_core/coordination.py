@@ -218,6 +218,8 @@ class HostStatus(Struct, frozen=True, kw_only=True):
     rollout: str = ""
     reason: str = ""
     """What the step waits for, or why it failed."""
+    remedy: str = ""
+    """What ends a block: `deployd_core.planner.Remedy`; empty when that is not known."""
     deadline: str | None = None
     last_error: str = ""
     down: bool = False

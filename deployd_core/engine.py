@@ -32,7 +32,7 @@ from deployd_core.model import Build, Event, Instance
 from deployd_core.observation import Observation
 from deployd_core.observing import observe, pinned_digest
 from deployd_core.performing import Identity, Performer, Scene
-from deployd_core.planner import Decision, HostStep, plan_host
+from deployd_core.planner import Decision, HostStep, Remedy, plan_host, remedy_of
 from deployd_core.plugins import Plugins
 from deployd_core.releases import Disk, ReleaseStore
 from deployd_core.reporting import Report
@@ -83,6 +83,7 @@ class Engine:
         self._snapshot: Snapshot | None = None
         self._setup: ServiceSetup | None = None
         self._problem = ""
+        self._remedy: Remedy | None = None
         self._store: ReleaseStore | None = None
         self._root = Path()
         self._disk: Disk | None = None
@@ -123,7 +124,7 @@ class Engine:
         if self._snapshot is None:
             return _RETRY
         if self._problem or self._setup is None or self._disk is None:
-            decision = Decision(step=HostStep.BLOCKED, reason=self._problem)
+            decision = Decision(step=HostStep.BLOCKED, reason=self._problem, remedy=self._remedy)
         else:
             seen, decision = self._decide(self._snapshot, self._setup, self._disk, now)
             self._waits = {key: self._waits.get(key, now) for key in decision.waits}
@@ -178,8 +179,9 @@ class Engine:
 
     def _prepare(self, snapshot: Snapshot) -> None:
         """Make what the spec names. A spec that cannot be carried out is shown as a problem, and nothing is touched."""
-        self._problem = snapshot.problem
+        self._problem, self._remedy = snapshot.problem, None
         if snapshot.spec is None:
+            self._remedy = Remedy.SPEC
             self._problem = self._problem or f"service {self.service} has no spec; try: deployd services apply {self.service}.toml"
             return
         try:
@@ -192,7 +194,7 @@ class Engine:
                 self._root = root
             self._disk = self._store.look()
         except DeploydError as error:
-            self._problem = f"{error.message}; {error.hint}" if error.hint else error.message
+            self._problem, self._remedy = f"{error.message}; {error.hint}" if error.hint else error.message, remedy_of(error)
             return
         self._setup = setup
         self._looking.follow(setup)

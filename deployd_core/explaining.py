@@ -26,7 +26,7 @@ from deployd_core.noticing import (
     ways_on,
 )
 from deployd_core.picture import HostState, reason_of, state_of, step_of
-from deployd_core.planner import HostStep
+from deployd_core.planner import HostStep, Remedy
 from deployd_core.zookeeper.status import FleetStatus, HostEntry
 
 
@@ -209,7 +209,6 @@ class _Desk:
         """What to type about a host that does not wait."""
         service, host = self._record.service, entry.host
         canary = " --canary" if entry.role is Role.CANARY and self._record.canary is not None else ""
-        build = entry.wanted.build if entry.wanted is not None else "BUILD"
         if state is HostState.DEAD:
             gone = f"should it never come back: deployd hosts {'lost' if entry.permit else 'retire'} {service} {host} --why TEXT"
             return f"on {host}: systemctl status deployd-agent, journalctl -u deployd-agent; {gone}"
@@ -218,10 +217,26 @@ class _Desk:
         if state is HostState.FAILED:
             return f"mend {host}, then deployd retry {service}; or {way_back(self._record, self._previous, canary)}"
         if state is HostState.BLOCKED:
-            return f"mend what the reason names; then deployd enable {service} {build}{canary} again, or another build"
+            return self._unblock(entry, canary)
         if state is HostState.DEGRADED:
             return f"look at that instance on {host}"
         return "" if state in (HostState.CONVERGED, HostState.IDLE) else BY_ITSELF
+
+    def _unblock(self, entry: HostEntry, canary: str) -> str:
+        """What to type about a host that is blocked. Nothing is to be enabled again: it goes on when the cause is gone."""
+        service, host = self._record.service, entry.host
+        match entry.status.remedy if entry.status is not None else "":
+            case Remedy.INSTALL.value:
+                return f"install it on {host} and reload the agent there: systemctl reload deployd-agent (SIGHUP)"
+            case Remedy.PLUGIN.value:
+                return f"install a mended plugin on {host} and restart the agent there: systemctl restart deployd-agent"
+            case Remedy.SPEC.value:
+                return f"mend the spec: deployd services apply FILE --name {service}; it goes on by itself then"
+            case Remedy.BUILD.value:
+                return way_back(self._record, self._previous, canary)
+            case Remedy.HOST.value:
+                return f"mend that on {host}; it goes on by itself then"
+        return "mend what the reason names"
 
 
 def _probes(entry: HostEntry) -> tuple[Probed, ...]:

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from deployd_core.coordination import RolloutState
-from deployd_core.model import Role
+from deployd_core.model import Health, Phase, Role
 from deployd_core.spec import Promotion
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ _STEPS = {
     "blocked": HostState.BLOCKED,
 }
 
+_SERVING = (Phase.STALE.value, Phase.RETURNING.value, Phase.READY.value)
+"""Where an instance that is healthy gets requests."""
+
 
 def state_of(entry: HostEntry) -> HostState:
     """What a host is doing about the build it should serve."""
@@ -87,9 +90,10 @@ def reason_of(entry: HostEntry) -> str:
 
 
 def ready_of(entry: HostEntry) -> str:
-    """How many instances of a host serve the wanted build, healthy and open: ``1/2``."""
+    """How many instances of a host can serve now, whichever build: healthy, open and not being restarted: ``1/2``."""
     instances = entry.status.instances if entry.status is not None else ()
-    return f"{sum(instance.phase == 'ready' for instance in instances)}/{len(instances)}" if instances else ""
+    able = sum(instance.health == Health.HEALTHY.value and instance.phase in _SERVING for instance in instances)
+    return f"{able}/{len(instances)}" if instances else ""
 
 
 class Verdict(Enum):

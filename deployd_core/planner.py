@@ -17,6 +17,7 @@ revert is under way is written nowhere: a failure on record, a permit, and what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import Enum
 
@@ -38,7 +39,7 @@ from deployd_core.acts import (
     Tidy,
     Unpack,
 )
-from deployd_core.errors import DeploydError
+from deployd_core.errors import ConfigError, DeploydError, PluginError, UnknownPlugin
 from deployd_core.model import Health, HostView, InstanceView, Phase, Plan
 from deployd_core.observation import Observation
 
@@ -67,6 +68,25 @@ class HostStep(Enum):
     BLOCKED = "blocked"  # a person must change something; nothing was disturbed
 
 
+class Remedy(Enum):
+    """What ends a block; the `remedy` of a host's report."""
+
+    INSTALL = "install"  # a plugin is not on the host: it is looked for when the agent is reloaded
+    PLUGIN = "plugin"  # a plugin of the host breaks its contract: a mended one is imported when the agent is restarted
+    SPEC = "spec"  # another spec, which is taken up at once
+    BUILD = "build"  # another build
+    HOST = "host"  # something on the host, which is looked at again and again
+
+
+def remedy_of(error: DeploydError) -> Remedy:
+    """What ends a block that an error causes."""
+    if isinstance(error, UnknownPlugin):
+        return Remedy.INSTALL
+    if isinstance(error, PluginError):
+        return Remedy.PLUGIN
+    return Remedy.SPEC if isinstance(error, ConfigError) else Remedy.HOST
+
+
 class Decision(Struct, frozen=True, kw_only=True):
     """What to do now, and what to say about it."""
 
@@ -80,6 +100,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     makes a wait longer, never wrong."""
     instances: tuple[InstanceView, ...] = ()
     plan: Plan | None = None
+    remedy: Remedy | None = None
+    """Of a step that is BLOCKED, where it is known."""
 
     @property
     def down(self) -> bool:
@@ -196,7 +218,7 @@ def _plan_staging(seen: Observation) -> Decision | None:
             f"build {seen.build} on disk has digest {staging.on_disk_digest}, but {seen.digest} is enabled: "
             "a build id names one artifact for ever; publish it under a new id"
         )
-        return _decide(seen, HostStep.BLOCKED, reason=reason)
+        return _blocked(seen, Remedy.BUILD, reason)
     act: Act
     if seen.digest is None:
         step, act = HostStep.FETCHING, Resolve(build=build)
@@ -211,7 +233,8 @@ def _plan_staging(seen: Observation) -> Decision | None:
         step, act = HostStep.PREPARING, RunStep(build=build, number=missing[0], marker=seen.steps[missing[0]])
     setback = seen.setbacks.get(act.key)
     if setback is not None and setback.blocking:
-        return _decide(seen, HostStep.BLOCKED, acts=_if_ready(seen, act), reason=setback.reason)
+        remedy = Remedy.BUILD if setback.retry_at == math.inf else Remedy.HOST
+        return _blocked(seen, remedy, setback.reason, acts=_if_ready(seen, act))
     return _decide(seen, step, acts=_if_ready(seen, act), reason=setback.reason if setback else act.doing)
 
 
@@ -256,11 +279,11 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
         plan = strategy(view)
     except DeploydError as error:
         if not seen.permit.held:
-            return _decide(seen, HostStep.BLOCKED, reason=error.message, views=views)
+            return _blocked(seen, remedy_of(error), error.message, views=views)
         plan = Plan(cycle=(), why=error.message)  # what is in the cycle already goes on without the strategy
-    obstacle = _obstacle(seen, plan)
+    obstacle, remedy = _obstacle(seen, plan)
     if obstacle:
-        return _decide(seen, HostStep.BLOCKED, reason=obstacle, views=views, plan=plan)
+        return _blocked(seen, remedy, obstacle, views=views, plan=plan)
     if not seen.permit.held:
         return _plan_permit(seen, views, plan)
     if not seen.flipped or Flip(build="").key in seen.busy:
@@ -284,13 +307,14 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
     )
 
 
-def _obstacle(seen: Observation, plan: Plan) -> str:
-    """What a person must change before anything is disturbed; empty when there is nothing."""
+def _obstacle(seen: Observation, plan: Plan) -> tuple[str, Remedy]:
+    """What a person must change before anything is disturbed, and where; empty when there is nothing."""
     blind = [facts for facts in seen.instances if facts.gate_problem] if seen.rules.drain and not seen.permit.held else []
     if blind:
-        return f"{blind[0].name}: {blind[0].gate_problem}"
-    in_the_way = seen.flip_problem if not seen.flipped else ""
-    return in_the_way or cycle.impossible(plan, seen.rules, len(seen.instances))
+        return f"{blind[0].name}: {blind[0].gate_problem}", Remedy.HOST
+    if seen.flip_problem and not seen.flipped:
+        return seen.flip_problem, Remedy.HOST
+    return cycle.impossible(plan, seen.rules, len(seen.instances)), Remedy.SPEC
 
 
 def _plan_permit(seen: Observation, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
@@ -307,6 +331,20 @@ def _begin(seen: Observation, step: HostStep, act: Act, views: tuple[InstanceVie
     if not seen.connected:
         return _decide(seen, step, reason=_ZOOKEEPER_AWAY, views=views, plan=plan)
     return _decide(seen, step, acts=_if_ready(seen, act), reason=setback.reason if setback else act.doing, views=views, plan=plan)
+
+
+def _blocked(
+    seen: Observation,
+    remedy: Remedy,
+    reason: str,
+    *,
+    acts: tuple[Act, ...] = (),
+    views: tuple[InstanceView, ...] | None = None,
+    plan: Plan | None = None,
+) -> Decision:
+    """A decision to disturb nothing until something has changed."""
+    decision = _decide(seen, HostStep.BLOCKED, acts=acts, reason=reason, views=views, plan=plan)
+    return msgspec.structs.replace(decision, remedy=remedy)
 
 
 def _decide(

@@ -45,6 +45,7 @@ class Report:
             since=self._since if self._step == (decision.step.value, wanted) else rfc3339(self._clock.time()),
             rollout=snapshot.rollout_id,
             reason=decision.reason,
+            remedy=decision.remedy.value if decision.remedy is not None else "",
             deadline=self._wall(decision.deadline),
             last_error=last_error,
             down=decision.down,

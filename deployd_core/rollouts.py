@@ -167,7 +167,8 @@ def promote(session: Session, service: str, *, by: str, why: str = "", force: bo
 def rollback(session: Session, service: str, *, by: str, why: str = "", to: str | None = None, now: datetime | None = None) -> str:
     """Have the fleet serve the build that it completed last before this one, or the one that is named; returns the rollout's id.
 
-    It needs no promotion and waits for no window, and a failure in it only halts it.
+    It needs no promotion and waits for no window, and a failure in it only halts it. A build that was rolled back from must be
+    named, unless it was completed again.
 
     Raises:
         NotFound: No such service, or the named build was never enabled.
@@ -175,21 +176,21 @@ def rollback(session: Session, service: str, *, by: str, why: str = "", to: str 
     """
     record = read_service(session, service)
     current = record.enabled.build if record.enabled else ""
-    told = history(session, service)
-    to = to or last_completed(told, current, record.rollout.completed)
+    told, known = history(session, service), record.rollout.completed
+    to = to or last_completed(told, current, known)
     if not to:
         raise Conflict(
-            f"{service} has completed no build before {current or 'anything'}", hint=f"name one: deployd enable {service} BUILD"
+            f"{service} has completed no build before {current or 'anything'} that was not rolled back from",
+            hint=f"deployd rollback {service} --to BUILD goes to a certain one; deployd history {service} names them",
         )
-    entries = [entry for entry in told if entry.role is Role.FLEET and entry.build not in ("", current)]
-    begun = [entry for entry in entries if entry.build == to and entry.verb.begins]
-    known = record.rollout.completed
-    digest = begun[-1].digest if begun else known.digest if known is not None and known.build == to else None
-    if not begun and (known is None or known.build != to):
+    digests = [entry.digest for entry in told if entry.role is Role.FLEET and entry.build == to != current and entry.verb.begins]
+    if not digests and known is not None and known.build == to:
+        digests = [known.digest]
+    if not digests:
         raise NotFound(
             f"{service} was never told to serve {to!r}", hint=f"deployd history {service}; or: deployd enable {service} {to}"
         )
-    entry = HistoryEntry(verb=Verb.ROLLBACK, build=to, digest=digest, by=by, why=why, at=_at(now))
+    entry = HistoryEntry(verb=Verb.ROLLBACK, build=to, digest=digests[-1], by=by, why=why, at=_at(now))
     return orders.write_enabled(session, service, entry, expect=record)
 
 

@@ -14,7 +14,8 @@ from deployd_core.cli.settings import AGENT_FILE, Settings, config_options, pass
 def command(settings: Settings) -> int:
     """Run the agent of this host, in the foreground.
 
-    One engine per service follows ZooKeeper. SIGTERM stops at the next safe point, SIGHUP reads agent.toml again.
+    One engine per service follows ZooKeeper. SIGTERM stops at the next safe point, SIGHUP reads agent.toml and plugins
+    again.
     """
     from deployd_core.agent import run
 

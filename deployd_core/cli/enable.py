@@ -59,6 +59,7 @@ def command(
     they are given a build of their own. Enabling opens a rollout that was paused or halted.
     """
     from deployd_core import rollouts
+    from deployd_core.chronicle import last_completed
     from deployd_core.cli.pinning import check_history
     from deployd_core.cli.store import connected
     from deployd_core.model import Role, check_build_id, check_digest
@@ -72,9 +73,12 @@ def command(
     with connected(settings) as session:
         before = rollouts.fleet_status(session, service)
         digest = digest if no_check and digest else _pinned(settings, before.record, build, digest)
-        check_history(rollouts.history(session, service), build, digest)
+        told = rollouts.history(session, service)
+        check_history(told, build, digest)
         rollout = rollouts.enable(session, service, build, digest, role=role, by=by or person(), why=why)
         _say_what_changed(before, build, digest, role)
+        back = last_completed(told, "", before.record.rollout.completed)
+        message(f"watch it: deployd status {service} --watch" + _go_back(service, back, build, role))
         return wait_for(session, service, build, rollout=rollout, role=role, timeout=timeout) if wait else Exit.DONE
 
 
@@ -114,7 +118,6 @@ def _say_what_changed(before: FleetStatus, build: str, digest: str, role: Role) 
         message(f"the rollout was {record.rollout.state.value}, and is open again")
     elif stopped(record):
         message(f"deployd: warning: nothing restarts for now: {stopped(record)}")
-    message(f"watch it: deployd status {record.service} --watch" + (f"; go back: {_go_back(record, role)}" if was else ""))
 
 
 def _who_goes_first(before: FleetStatus) -> str:
@@ -128,7 +131,8 @@ def _who_goes_first(before: FleetStatus) -> str:
     return f"the canary hosts go first ({', '.join(canaries[:5])}{', …' if len(canaries) > 5 else ''}); {then}"
 
 
-def _go_back(record: ServiceRecord, role: Role) -> str:
-    previous = record.enabled_for(role)
-    canary = " --canary" if role.value == "canary" else ""
-    return f"deployd enable {record.service} {previous.build if previous else 'BUILD'}{canary}"
+def _go_back(service: str, back: str, build: str, role: Role) -> str:
+    """The way back to the build that the fleet completed last; that the one before was enabled does not say that it served."""
+    if back in ("", build):
+        return ""
+    return f"; go back: deployd enable {service} {back}" + (" --canary" if role.value == "canary" else "")

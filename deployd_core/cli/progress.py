@@ -94,7 +94,8 @@ class Bars:
         busy.sort(key=lambda found: (not found[0].trouble, found[0] is not HostState.RESTARTING, found[1].host))
         for state, entry in busy[:_SHOWN_HOSTS]:
             since = ago(entry.status.since) if entry.status is not None and state is not HostState.UNAWARE else ""
-            words = (entry.host, _paint(step_of(entry), STATE_COLOURS.get(state)), since, ready_of(entry), reason_of(entry))
+            ready = f"{able} ready" if (able := ready_of(entry)) else ""
+            words = (entry.host, _paint(step_of(entry), STATE_COLOURS.get(state)), since, ready, reason_of(entry))
             yield "  " + "  ".join(word for word in words if word)
         if len(busy) > _SHOWN_HOSTS:
             yield f"  and {len(busy) - _SHOWN_HOSTS} more"

@@ -180,9 +180,21 @@ def test_rollback_goes_to_the_last_complete_build(two):
     assert (0, "the fleet of web goes back to v1 (was v2)\n", "watch it: deployd status web --watch\n") == back
     assert ("v1", "ann") == (enabled.build, enabled.by)
     assert 1 == nowhere[0]
-    assert "web has completed no build before v1. Try: name one: deployd enable web BUILD" in nowhere[2]
+    assert "web has completed no build before v1 that was not rolled back from. Try: deployd rollback web --to BUILD" in nowhere[2]
     assert 1 == unknown[0]
     assert "web was never told to serve 'v9'. Try: deployd history web; or: deployd enable web v9" in unknown[2]
+
+
+def test_enabling_says_how_to_go_back(two):
+    """The message names the build that the fleet completed last, and never one that only was enabled before."""
+    two.build("v3")
+    two.type("enable", "web", "v2")
+
+    again, failed = two.type("enable", "web", "v3"), two.type("enable", "web", "v1")
+
+    assert again[1].startswith("enabled v3 for the fleet of web (was v2), sha256:")
+    assert "watch it: deployd status web --watch; go back: deployd enable web v1\n" == again[2]
+    assert "watch it: deployd status web --watch\n" == failed[2]
 
 
 def test_rollback_to_a_build_by_name(two):

@@ -109,7 +109,7 @@ def test_what_was_in_the_way_may_be_moved_without_a_word(host: Host) -> None:
     host.apply()
     host.enable("v1")
     host.start()
-    host.wait(lambda status: status.step == "blocked")
+    host.wait(lambda status: (status.step, status.remedy) == ("blocked", "host"))
     assert host.ensemble.permits("web") == ()
 
     (host.root / "current").rmdir()
@@ -147,7 +147,7 @@ def test_a_problem_that_comes_while_a_report_is_under_way_is_reported_soon(host:
     time.sleep(0.3)
     slow.set()
 
-    host.wait(lambda status: status.step == "blocked" and "no-such" in status.reason)
+    host.wait(lambda status: status.step == "blocked" and "no-such" in status.reason and status.remedy == "install")
 
 
 def test_a_strategy_that_returns_nonsense_is_named_and_blocks_the_host(host: Host, tmp_path: Path) -> None:

@@ -178,6 +178,26 @@ def test_a_person_goes_back_to_what_was_completed_last(session: Session) -> None
     assert "v1-" in rollouts.read_service(session, "web").fleet_rollout
 
 
+def test_rollbacks_do_not_lead_back_and_forth(session: Session) -> None:
+    """A second rollback goes further back or is refused; nor does a failure take the fleet to what it was rolled back from."""
+    fleet = Fleet(session, "h1", on_budget=OnBudget.ROLLBACK)
+    for build in ("v1", "v2"):
+        fleet.enable(build)
+        fleet.converge()
+        fleet.advance("h1")
+
+    rollouts.rollback(session, "web", by="ann")
+    with pytest.raises(Conflict, match="completed no build before v1 that was not rolled back from") as refused:
+        rollouts.rollback(session, "web", by="ann")
+    fleet.enable("v3")
+    fleet.fail("h1")
+
+    record = rollouts.read_service(session, "web")
+    assert refused.value.hint.startswith("deployd rollback web --to BUILD")
+    assert record.enabled is not None
+    assert ("v3", RolloutState.HALTED) == (record.enabled.build, record.rollout.state)
+
+
 def test_the_fleet_waits_for_its_canaries(session: Session) -> None:
     """With ``canary_first`` hosts of the fleet are denied until the build is promoted, which needs healthy canaries or a reason."""
     fleet = Fleet(session, "h1", "h2", canaries=("h1",), canary_first=True)

@@ -76,8 +76,14 @@ def test_times_that_cannot_be_read_leave_the_length_out():
         (["enable v1", "complete v1", "enable v2", "complete v2"], "v2", "v1"),
         (["complete v1", "complete v2 role=canary"], None, "v1"),
         (["complete v0", "complete v1", "complete v2"], None, "v1"),
+        (["enable v3", "complete v3", "rollback v2"], None, ""),
+        (["enable v3", "complete v3", "rollback v2"], "v3", ""),
+        (["enable v1", "complete v1", "enable v3", "complete v3", "rollback v2 rollout=v3-a by=h1"], "v3", "v1"),
+        (["enable v3", "complete v3", "rollback v2", "enable v3", "complete v3", "enable v2"], "v3", "v3"),
+        (["enable v3", "complete v3", "rollback v2", "enable v3", "enable v2"], None, ""),
+        (["enable v3", "complete v3", "enable v4 role=canary", "rollback v2", "complete v3 role=canary"], None, ""),
     ],
 )
 def test_way_back_leads_to_the_build_that_was_completed_before(lines, known, build):
-    """A rollback from v2 goes to the last other build that the whole fleet served."""
+    """A rollback from v2 goes to the last other build that the whole fleet served, and to none that a rollback left since."""
     assert build == last_completed(history(*lines), "v2", Enabled(build=known) if known else None)

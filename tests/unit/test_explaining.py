@@ -21,7 +21,7 @@ from deployd_core.coordination import (
 from deployd_core.explaining import explain
 from deployd_core.model import FleetLimit, Role
 from deployd_core.noticing import notices
-from deployd_core.planner import HostStep
+from deployd_core.planner import HostStep, Remedy
 from deployd_core.spec import Promotion, RolloutTable, ServiceSpec, ServiceTable, WindowsTable
 from deployd_core.units import Duration, Share
 from deployd_core.zookeeper.services import ServiceRecord
@@ -48,12 +48,18 @@ def host(name, step="waiting", *, permit=None, alive=True, zone="a", role=Role.F
         since=at(3),
         rollout="v2-b",
         reason=more.pop("reason", ""),
+        remedy=more.pop("remedy", ""),
         last_error=more.pop("last_error", ""),
         instances=more.pop("instances", ()),
     )
     held = Permit(host=name, zone=zone, rollout="v2-b", since=at(permit), nonce="n") if permit is not None else None
     values = {"excused": None, "down": False, "wanted": Enabled(build="v2"), "rollout_id": "v2-b"} | more
     return HostEntry(host=name, role=role, zone=zone, alive=alive, status=status, permit=held, **values)
+
+
+def blocked(remedy):
+    """A host that is blocked, and says by what that ends."""
+    return host("h1", "blocked", remedy=remedy.value)
 
 
 def fleet(*hosts, rollout=None, freeze=None, canary=None, permits=(), grants=0, granted_at=None, **policy):
@@ -228,7 +234,12 @@ def test_window_and_stagger_say_when_they_end():
         (host("h1", "failed"), "mend h1, then deployd retry web; or deployd rollback web goes back to v1"),
         (host("h1", "reverted"), "mend h1, then deployd retry web; or deployd rollback web goes back to v1"),
         (host("h1", "broken", permit=1), "mend h1, it goes on when it is healthy; or deployd rollback web goes back to v1"),
-        (host("h1", "blocked"), "mend what the reason names; then deployd enable web v2 again, or another build"),
+        (host("h1", "blocked"), "mend what the reason names"),
+        (blocked(Remedy.INSTALL), "install it on h1 and reload the agent there: systemctl reload deployd-agent (SIGHUP)"),
+        (blocked(Remedy.PLUGIN), "restart the agent there: systemctl restart deployd-agent"),
+        (blocked(Remedy.SPEC), "mend the spec: deployd services apply FILE --name web; it goes on by itself then"),
+        (blocked(Remedy.BUILD), "deployd rollback web goes back to v1"),
+        (blocked(Remedy.HOST), "mend that on h1; it goes on by itself then"),
         (host("h1", "degraded"), "look at that instance on h1"),
         (host("h1", "restarting", alive=False, permit=1), "should it never come back: deployd hosts lost web h1 --why TEXT"),
         (host("h1", "waiting", alive=False), "should it never come back: deployd hosts retire web h1 --why TEXT"),

@@ -4,15 +4,17 @@ import re
 from datetime import UTC, datetime
 
 import pytest
+from msgspec.structs import replace
 
 from deployd_core.cli.progress import Bars, Lines, follow
-from deployd_core.coordination import Enabled, Freeze, HostStatus, Rollout, RolloutState
+from deployd_core.coordination import Enabled, Freeze, HostStatus, InstanceStatus, Rollout, RolloutState
 from deployd_core.model import Role
 from deployd_core.picture import (
     HostState,
     Verdict,
     ago,
     count,
+    ready_of,
     state_of,
     step_of,
     stopped,
@@ -248,3 +250,26 @@ def test_trouble_that_passes_does_not_end_the_view():
     blocked, done = make_fleet(make_host("h1", "blocked")), make_fleet(make_host())
 
     assert Verdict.DONE is follow([blocked, blocked, done], Lines(), rollout="v2-a", role=Role.FLEET)[0]
+
+
+@pytest.mark.parametrize(
+    ("instances", "ready"),
+    [
+        ([], ""),
+        (["stale healthy", "stale healthy"], "2/2"),
+        (["stale healthy", "stale unhealthy"], "1/2"),
+        (["draining healthy", "restarting healthy", "warming healthy", "stale healthy"], "1/4"),
+        (["returning healthy", "ready healthy", "ready unhealthy"], "2/3"),
+        (["stale unknown"], "0/1"),
+    ],
+    ids=", ".join,
+)
+def test_ready_counts_the_instances_that_can_serve(instances, ready):
+    """A host that waits with the old build is not out of service, and one whose instances are closed or sick is."""
+    told = tuple(
+        InstanceStatus(name=f"web@{number}", phase=line.split()[0], state="running", health=line.split()[1])
+        for number, line in enumerate(instances)
+    )
+    entry = make_host(step="waiting")
+
+    assert ready == ready_of(replace(entry, status=replace(entry.status, instances=told)))

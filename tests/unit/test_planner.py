@@ -31,7 +31,7 @@ from deployd_core.contracts import AtDeadline, Connections
 from deployd_core.errors import PluginError
 from deployd_core.model import Health, HostView, PermitView, Plan, State
 from deployd_core.observation import Drain, InstanceFacts, Observation, Rules, Setback, Staging
-from deployd_core.planner import Decision, HostStep, plan_host
+from deployd_core.planner import Decision, HostStep, Remedy, plan_host
 from deployd_core.units import Share
 
 STEPS = ("01-pip-x", "02-command-y")
@@ -384,7 +384,7 @@ def test_an_impossible_floor_is_refused_with_its_arithmetic_before_anything_is_d
         for act in decision.acts:
             world.perform(act)
 
-    assert decision.step is HostStep.BLOCKED
+    assert (HostStep.BLOCKED, Remedy.SPEC) == (decision.step, decision.remedy)
     assert "keeps 2 of 2 instances up" in decision.reason
     assert not world.permit
 
@@ -626,7 +626,7 @@ def test_a_broken_strategy_blocks_the_host_before_the_permit() -> None:
     world = fresh_world(1, fetched=True, unpacked=True, steps=set(STEPS))
     decision = plan_host(world.observe(), broken)
 
-    assert decision.step is HostStep.BLOCKED
+    assert (HostStep.BLOCKED, Remedy.PLUGIN) == (decision.step, decision.remedy)
     assert "boom" in decision.reason
 
 
@@ -662,7 +662,7 @@ def test_a_build_id_with_another_digest_is_refused() -> None:
 
     decision = plan_host(seen, everything)
 
-    assert decision.step is HostStep.BLOCKED
+    assert (HostStep.BLOCKED, Remedy.BUILD) == (decision.step, decision.remedy)
     assert decision.acts == ()
 
 
