@@ -3,18 +3,16 @@
 A plugin is a class with a `name`, an `Options` type and a docstring; its first line is the summary that
 ``deployd plugins list`` shows. A hook of the module returns the class::
 
-    from typing import Annotated
-
-    from deployd_core.api import HostView, Meta, Options, Plan, Strategy, hookimpl
+    from deployd_core.api import FleetOptions, HostView, Plan, Strategy, hookimpl
 
 
-    class OneByOne(Strategy[Options]):
-        \"\"\"Restart one instance after the other.\"\"\"
+    class OneByOne(Strategy[FleetOptions]):
+        \"\"\"Restart one instance of a host after the other.\"\"\"
 
         name = "one-by-one"
 
         def plan(self, view: HostView) -> Plan:
-            return Plan(cycle=view.cycling or view.stale[:1], why="one instance at a time")
+            return Plan(cycle=view.cycling or view.stale[:1], limit=self.options.fleet_limit, why="one instance at a time")
 
 
     @hookimpl

@@ -28,12 +28,13 @@ import click
 from deployd_core import rollouts
 from deployd_core.config import load_spec
 from deployd_core.demo_client import Client, ask
-from deployd_core.errors import ConfigError, DeploydError, RestartFailed, Unavailable
+from deployd_core.demo_story import Story
+from deployd_core.errors import ConfigError, DeploydError, Unavailable
 from deployd_core.packing import Packed, pack
 from deployd_core.plugins import Plugins
 from deployd_core.processes import process_id
-from deployd_core.rollouts import FleetStatus, HostEntry
-from deployd_core.testing.fleet import Fleet
+from deployd_core.rollouts import FleetStatus
+from deployd_core.testing.fleet import Fleet, FleetHost
 from deployd_core.testing.zookeeper import ZooKeeperServer, find_classpath, find_java, home_from_environment
 from deployd_core.zookeeper.session import Session
 
@@ -46,6 +47,8 @@ _STRATEGY = "concurrency"
 _OPTIONS = "limit = 1\ninstances_at_once = 1"
 _START_TIMEOUT = 30.0
 _SECONDS_PER_HOST = 20.0
+_AGENT_PAUSE = 3.0
+"""Seconds until an agent is started again."""
 _LONGEST_TMP = 40
 """Bytes of a temporary directory: below it lie the sockets of supervisors, whose paths Linux limits to 107."""
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -75,7 +78,7 @@ def run_demo(*, keep: bool, hosts: int = 3) -> int:
         try:
             demo = Demo(directory, stack, signals, home=home, hosts=hosts)
             done = demo.tell()
-            demo.say(_next_steps(demo.address) if keep else _last_words())
+            demo.say(demo.next_steps() if keep else _last_words())
             if keep:
                 demo.stay()
         except DeploydError:
@@ -127,6 +130,7 @@ class Demo:
 
     def __init__(self, directory: Path, stack: ExitStack, signals: _Signals, *, home: Path | None, hosts: int) -> None:
         self._directory = directory
+        self._spec_file = directory / f"{SERVICE}.toml"
         self._stack = stack
         self._signals = signals
         self._zookeeper = ZooKeeperServer(directory / "zookeeper", home=home)
@@ -145,11 +149,12 @@ class Demo:
         self.say(f"deployd demo: {self._hosts} hosts with {INSTANCES} instances each, everything below {self._directory}\n")
         self._start()
         builds = {build: self._pack(build) for build in ("v1", "v2")}
-        path = self._directory / f"{SERVICE}.toml"
-        path.write_text(
+        self._spec_file.write_text(
             self._fleet.spec(SERVICE, self._directory / "builds", strategy=_STRATEGY, options=_OPTIONS), encoding="utf-8"
         )
-        rollouts.apply_spec(self._session, SERVICE, load_spec(path, Plugins.load(directory=self._fleet.plugins), SERVICE))
+        rollouts.apply_spec(
+            self._session, SERVICE, load_spec(self._spec_file, Plugins.load(directory=self._fleet.plugins), SERVICE)
+        )
         self._wait(self._all_alive, _START_TIMEOUT)
         self.say(f"1. ZooKeeper, {self._hosts} agents and as many supervisors run   ({time.monotonic() - began:.1f} s)")
         self.say(
@@ -162,6 +167,8 @@ class Demo:
         with Client(self._urls()) as client:
             self._roll("v2", builds["v2"])
         self.say(f"   The client: {client.summary()}")
+        if client.failed:
+            self.say("   (this strategy restarts under traffic; one that drains loses none: docs/gates.md)")
         answers = self._curl()
         if answers != ["v2"] * len(answers):
             self.say("\n5. That went wrong: not every instance serves v2")
@@ -174,11 +181,50 @@ class Demo:
         self._signals.check()
         click.echo(text)
 
+    def next_steps(self) -> str:
+        """What to try while everything runs."""
+        program, host = _program(), next(iter(self._fleet.hosts.values()))
+        return f"""
+It goes on running: Ctrl-C ends it, and so does: kill {os.getpid()}
+What to try next, in another terminal:
+   export DEPLOYD_ZOOKEEPER={self.address}
+   export DEPLOYD_PLUGINS_DIR={self._fleet.plugins}
+   {program} status {SERVICE}
+   {program} why {SERVICE}
+   {program} enable {SERVICE} v1 --wait
+   {program} restart {SERVICE} --wait
+   {program} history {SERVICE}
+Another strategy, or other options: edit the spec, and store it
+   {program} services apply {self._spec_file}
+A strategy of your own is a file in $DEPLOYD_PLUGINS_DIR; agents load it when they start.
+An agent that is killed is started again, as by systemd, and goes on from what it finds:
+   kill -9 {host.agent_pid}   (the agent of {host.name})"""
+
     def stay(self) -> None:
-        """Leave everything running until a signal comes, or something ends by itself."""
+        """Leave everything running until a signal comes, or ZooKeeper or a supervisor ends by itself.
+
+        An agent that has ended is started again, as systemd would: to kill one is among what there is to try.
+        """
         pause = threading.Event()
-        while not pause.wait(1.0):
-            self._check_children()
+        due: dict[str, float] = {}
+        while not pause.wait(0.5):
+            self._check_children(agents=False)
+            for host in self._fleet.hosts.values():
+                if host.agent_pid is None:
+                    self._start_again(host, due)
+
+    def _start_again(self, host: FleetHost, due: dict[str, float]) -> None:
+        """Say that an agent has ended, and start it again when it is due."""
+        now = time.monotonic()
+        if host.name not in due:
+            code = host.wait_agent()
+            how = f"was killed by signal {-code}" if code < 0 else f"has ended with exit code {code}"
+            self.say(f"The agent of {host.name} {how}. It is started again in {_AGENT_PAUSE:.0f} s, as systemd would")
+            due[host.name] = now + _AGENT_PAUSE
+        elif now >= due[host.name]:
+            del due[host.name]
+            host.start_agent()
+            self.say(f"The agent of {host.name} runs again, with pid {host.agent_pid}")
 
     def _start(self) -> None:
         self._stack.callback(self._zookeeper.stop)
@@ -205,15 +251,12 @@ class Demo:
         """Enable a build and follow the hosts until all of them are done."""
         began = time.monotonic()
         rollout = rollouts.enable(self._session, SERVICE, build, packed.digest, by="deployd demo")
-        said: dict[str, str] = {}
+        story = Story(rollout, build)
 
         def done(fleet: FleetStatus) -> bool:
-            for entry in fleet.hosts:
-                words = _progress(entry, rollout, build)
-                if words and said.get(entry.host) != words:
-                    said[entry.host] = words
-                    self.say(f"   {time.monotonic() - began:5.1f} s  {entry.host}  {words}")
-            return all(_converged(entry, rollout) for entry in fleet.hosts)
+            for host, words in story.news(fleet.hosts):
+                self.say(f"   {time.monotonic() - began:5.1f} s  {host}  {words}")
+            return story.ended(fleet.hosts)
 
         self._wait(done, _START_TIMEOUT + _SECONDS_PER_HOST * self._hosts)
 
@@ -231,14 +274,14 @@ class Demo:
     def _all_alive(self, fleet: FleetStatus) -> bool:
         return len(fleet.hosts) == self._hosts and all(entry.alive for entry in fleet.hosts)
 
-    def _check_children(self) -> None:
-        """Raise when something that we started has ended by itself, or we are to end."""
+    def _check_children(self, *, agents: bool = True) -> None:
+        """Raise when something that we started has ended by itself, perhaps but for agents, or we are to end."""
         self._signals.check()
         pid = self._zookeeper.pid
         if pid is None or process_id(pid) is None:
             raise Unavailable("the demo's ZooKeeper has ended")
         for host in self._fleet.hosts.values():
-            if host.agent_pid is None:
+            if agents and host.agent_pid is None:
                 raise Unavailable(f"the agent of {host.name} has ended; the end of its log: {_tail(host.log())}")
             if process_id(host.supervisor.pid) is None:
                 raise Unavailable(f"the supervisor of {host.name} has ended")
@@ -273,26 +316,6 @@ def _directory(stack: ExitStack) -> Path:
     directory = Path(tempfile.mkdtemp(prefix="deployd-demo-", dir=short))
     stack.callback(shutil.rmtree, directory, ignore_errors=True)
     return directory
-
-
-def _progress(entry: HostEntry, rollout: str, build: str) -> str:
-    """What to say of a host, if anything.
-
-    Raises:
-        RestartFailed: It has failed.
-    """
-    status = entry.status
-    if status is None or status.rollout != rollout:
-        return ""
-    if status.step in ("failed", "reverted", "broken", "blocked"):
-        raise RestartFailed(f"{entry.host} {status.step}: {status.reason or status.last_error}")
-    if _converged(entry, rollout):
-        return f"serves {build}"
-    return "restarts its instances" if status.step in ("flipping", "restarting", "checking") else ""
-
-
-def _converged(entry: HostEntry, rollout: str) -> bool:
-    return entry.converged and entry.status is not None and entry.status.rollout == rollout
 
 
 def _free_ports(addresses: list[str], count: int) -> list[int]:
@@ -337,14 +360,3 @@ Everything is taken down again. What to try next:
    {program} demo --keep       leave it running, and talk to it
    {program} strategies list   which ways to restart there are
    {"docs/plugins.md":{len(program) + 16}}   a way of your own, in fifteen lines"""
-
-
-def _next_steps(address: str) -> str:
-    program = _program()
-    return f"""
-It goes on running: Ctrl-C ends it, and so does: kill {os.getpid()}
-What to try next, in another terminal:
-   export DEPLOYD_ZOOKEEPER={address}
-   {program} status {SERVICE}
-   {program} enable {SERVICE} v1 --wait
-   {program} why {SERVICE}"""

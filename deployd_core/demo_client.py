@@ -46,9 +46,14 @@ class Client:
         self._stop.set()
         self._thread.join()
 
+    @property
+    def failed(self) -> int:
+        """How many requests were not answered."""
+        return sum(number for answer, number in self._answers.items() if answer.startswith("("))
+
     def summary(self) -> str:
         """How many requests were answered, by which build, and how many were not."""
-        failed = sum(number for answer, number in self._answers.items() if answer.startswith("("))
+        failed = self.failed
         builds = ", ".join(
             f"{number} answered by {answer}" for answer, number in sorted(self._answers.items()) if not answer.startswith("(")
         )

@@ -142,6 +142,10 @@ def _print(kind: Kind, name: str, findings: Findings) -> None:
             click.echo(f"Again: deployd strategies check {name} --seed {check.seed} --seeds 1")
     passes = f"passes all {len(findings.checks)} checks" if not failed else f"fails {len(failed)} of {len(findings.checks)} checks"
     click.echo(f"\n{kind.value} {name} {passes}")
+    if findings.unlimited:
+        from deployd_core.conformance.width import NO_LIMIT
+
+        click.echo(f"It sets {NO_LIMIT}")
 
 
 def _state(check: Check) -> str:
@@ -165,6 +169,7 @@ def _as_json(kind: Kind, name: str, findings: Findings, seed: int, seeds: int) -
         "name": name,
         "passed": findings.passed,
         "refused": findings.refused,
+        "unlimited": findings.unlimited,
         "seed": seed,
         "seeds": seeds,
         "checks": checks,

@@ -41,10 +41,12 @@ def print_plugin(plugins: Plugins, kind: Kind, name: str, *, as_json: bool, grou
         UnknownPlugin: There is none of that name that can be used.
     """
     from deployd_core.cli.describe import describe_options, options_schema
+    from deployd_core.plugins import Kind
 
     found = plugins.get(kind, name)
     summary, _, rest = inspect.cleandoc(found.plugin.__doc__ or "").partition("\n")
     options = describe_options(found.plugin.options_type)
+    unlimited = _unlimited(plugins, name) if kind is Kind.STRATEGY else None
     if as_json:
         body: dict[str, Any] = {
             "name": name,
@@ -52,6 +54,7 @@ def print_plugin(plugins: Plugins, kind: Kind, name: str, *, as_json: bool, grou
             "summary": summary,
             "description": rest.strip(),
             "source": _source_as_json(found.provider),
+            "unlimited": unlimited,
             "options": options,
             "options_schema": options_schema(found.plugin.options_type),
         }
@@ -60,12 +63,29 @@ def print_plugin(plugins: Plugins, kind: Kind, name: str, *, as_json: bool, grou
     click.echo(f"{click.style(name, bold=True)}: {summary}")
     if rest.strip():
         click.echo(f"\n{rest.strip()}")
-    click.echo(f"\nKind    {kind.value}\nSource  {source_of(found.provider)}, {_where(found)}\n")
+    click.echo(f"\nKind    {kind.value}\nSource  {source_of(found.provider)}, {_where(found)}")
+    if unlimited:
+        from deployd_core.conformance.width import NO_LIMIT
+
+        click.echo(f"Fleet   {NO_LIMIT}")
+    click.echo()
     if not options:
         click.echo("It has no options.")
         return
     cells = [(option.name, option.type, _default(option.default, required=option.required), option.meaning) for option in options]
     print_table(("OPTION", "TYPE", "DEFAULT", "MEANING"), cells)
+
+
+def _unlimited(plugins: Plugins, name: str) -> bool | None:
+    """Whether a strategy with its default options lets all hosts restart at once; None when that cannot be told."""
+    from deployd_core.conformance.width import lets_all_hosts_go
+    from deployd_core.errors import DeploydError
+    from deployd_core.plugins import Kind
+
+    try:
+        return lets_all_hosts_go(plugins.make(Kind.STRATEGY, name, {}, where="default options"))
+    except DeploydError:
+        return None  # an option is required
 
 
 def source_of(provider: Provider) -> str:

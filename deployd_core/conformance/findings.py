@@ -40,6 +40,8 @@ class Findings(Struct, frozen=True, kw_only=True):
     checks: tuple[Check, ...]
     refused: str = ""
     """Why nothing could be checked here; empty when it was."""
+    unlimited: bool = False
+    """Of a strategy: whether its plans set no fleet limit, so that all hosts restart at once."""
 
     @property
     def passed(self) -> bool:

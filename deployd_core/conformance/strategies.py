@@ -19,6 +19,7 @@ from deployd_core.conformance.cases import drain_of, hostile_views, varied
 from deployd_core.conformance.findings import Check, Fault, Findings
 from deployd_core.conformance.guard import ANSWERS, PURE, Guard
 from deployd_core.conformance.questions import LIMITS, MEMORY, PLANS, VIEW, Questions
+from deployd_core.conformance.width import is_unlimited
 from deployd_core.conformance.world import NEW, RULES, TICK, Running, World
 from deployd_core.errors import DeploydError, Unavailable
 from deployd_core.observation import Rules, Setback
@@ -97,6 +98,7 @@ class _Trial:
         self._guard = Guard()
         self._cases = dict.fromkeys(PROPERTIES, 0)
         self._problems: dict[str, tuple[str, int | None]] = {}
+        self._unlimited = False
 
     def run(self, seeds: Sequence[int]) -> Findings:
         self._case(FINISHES, None, self._on_one_host)
@@ -111,7 +113,8 @@ class _Trial:
                 Check(name=name, promise=text, cases=self._cases[name], problem=problem, seed=seed)
                 for name, text in PROPERTIES.items()
                 for problem, seed in [self._problems.get(name, ("", None))]
-            )
+            ),
+            unlimited=self._unlimited,
         )
 
     def _case(self, check: str, seed: int | None, case: Callable[[], None], *, about: str = "") -> None:
@@ -154,6 +157,7 @@ class _Trial:
         """Four instances, nothing goes wrong."""
         ask, world = self._questions(), self._world(4, self._subject.options)
         decision = self._live(world, ask)
+        self._unlimited = any(is_unlimited(view, plan) for view, plan in ask.asked)
         _expect_converged(world, decision)
         ask.ask_again()
 

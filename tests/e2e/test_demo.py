@@ -144,21 +144,44 @@ def test_a_signal_in_the_middle_takes_everything_down(demo, number, code):
     assert [] == run.left()
 
 
-@pytest.mark.parametrize(
-    ("child", "message"),
-    [("QuorumPeerMain", "the demo's ZooKeeper has ended"), ("deployd_core agent", "the agent of h1 has ended")],
-)
-def test_a_dead_child_ends_the_demo(demo, child, message):
-    """When something that it needs dies, the demo says which and takes the rest down."""
+def test_an_agent_that_is_killed_is_started_again(demo):
+    """Whoever tries `kill -9` on the agent of a demo that is kept sees it come back and go on; nothing else ends."""
+    run = demo("--hosts", "1", "--keep")
+    address = run.read_until("DEPLOYD_ZOOKEEPER=").strip().partition("=")[2]
+    family = run.family()
+    pid = int(re.search(r"kill -9 (\d+) ", run.read_until("kill -9 "))[1])
+    assert [pid] == [process.pid for process in family if "deployd_core agent" in " ".join(process.cmdline())]
+
+    os.kill(pid, signal.SIGKILL)
+    run.read_until("The agent of h1 was killed by signal 9. It is started again")
+    again = int(run.read_until("The agent of h1 runs again, with pid ").rsplit(maxsplit=1)[1])
+    restarted = subprocess.run(
+        [sys.executable, "-P", "-m", "deployd_core", "restart", "web", "--wait", "--timeout", "60s", "--zookeeper", address],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    family = run.family()
+
+    assert 0 == restarted.returncode, restarted.stdout + restarted.stderr
+    assert again != pid
+    assert again in [process.pid for process in family]
+    assert 143 == run.end(signal.SIGTERM)
+    assert [] == [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert [] == run.left()
+
+
+def test_a_dead_zookeeper_ends_the_demo(demo):
+    """When the server that everything needs dies, the demo says so and takes the rest down."""
     run = demo("--hosts", "1", "--keep")
     run.read_until(" why web")
     family = run.family()
 
-    (victim,) = [process for process in family if child in " ".join(process.cmdline())]
+    (victim,) = [process for process in family if "QuorumPeerMain" in " ".join(process.cmdline())]
     victim.kill()
 
     assert 1 == run.end(), run.output
-    assert message in run.output
+    assert "the demo's ZooKeeper has ended" in run.output
     assert [] == [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     assert [] == run.left()
 

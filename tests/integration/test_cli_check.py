@@ -44,6 +44,16 @@ def test_what_passes_ends_with_0_and_says_what_was_tried(capsys: pytest.CaptureF
     assert "strategy concurrency passes all 9 checks" == lines[-1]
 
 
+def test_a_strategy_without_a_fleet_limit_passes_and_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    """It may want that; nobody should want it unknowingly."""
+    code = run(["strategies", "check", "all-at-once", "--seeds", "1"])
+
+    assert 0 == code
+    assert ["strategy all-at-once passes all 9 checks", "It sets no fleet limit: all hosts at once"] == (
+        capsys.readouterr().out.splitlines()[-2:]
+    )
+
+
 def test_what_fails_ends_with_1_and_the_seed_that_shows_it_again(capsys: pytest.CaptureFixture[str]) -> None:
     """The problem comes with the command that reproduces it."""
     code = run([*BAD, "strategies", "check", "falls-over-a-rare-host", "--seeds", "60"])

@@ -292,3 +292,26 @@ def test_command_cannot_replace_a_built_in_one(capsys, plugins):
     row = listed(capsys, plugins, "strategies")["hello"]
 
     assert ("duplicate", "the command 'strategies' is taken") == (row["state"], row["reason"])
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        ('Plan(cycle=view.stale, why="all")', True),
+        ('Plan(cycle=view.stale, why="all", limit=self.options.fleet_limit)', False),
+        ('Plan(cycle=(), why="none", impossible="no")', None),
+        ("1 / 0", None),
+    ],
+)
+def test_show_says_when_a_strategy_lets_all_hosts_go_at_once(capsys, plugins, plan, says):
+    """A strategy whose plan sets no limit says so itself; of one that does, or cannot be asked, nothing is said."""
+    text = NIGHTLY.replace("Options, Plan", "FleetOptions, Plan").replace("(Options,", "(FleetOptions,")
+    text = text.replace('    window: Annotated[str, Meta(description="hours in which restarts may begin")]\n', "")
+    text = text.replace("    limit: Share | None = None\n", "")
+    (plugins / "night.py").write_text(text.replace('Plan(cycle=view.stale, why="it is dark")', plan))
+    show = ["strategies", "show", "nightly", "--plugins-dir", str(plugins)]
+
+    assert 0 == run(show)
+    assert (says is True) == ("\nFleet   no fleet limit: all hosts at once\n" in capsys.readouterr().out)
+    assert 0 == run([*show, "--json"])
+    assert says is json.loads(capsys.readouterr().out)["unlimited"]

@@ -14,6 +14,7 @@ from deployd_core import hookspecs, model, testing
 from deployd_core.cli.groups import COMMANDS
 from deployd_core.config import AgentConfig, load_spec
 from deployd_core.conformance.strategies import PROPERTIES
+from deployd_core.conformance.width import lets_all_hosts_go
 from deployd_core.plugins import Kind, Plugins, PluginState, convert
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,18 @@ def test_a_python_example_is_a_plugin_that_loads(text, tmp_path):
     rows = [row for row in Plugins.load(directory=tmp_path).rows if row.provider.entry == "example"]
 
     assert [PluginState.OK] == [row.state for row in rows], rows
+
+
+@pytest.mark.parametrize("text", [block for block in blocks("python") if not is_test(block) and "Strategy[" in block.values[0]])
+def test_a_strategy_of_the_documents_has_a_fleet_limit(text, tmp_path):
+    """Whoever copies it does not restart a whole fleet at once, unless it says that it does."""
+    (tmp_path / "example.py").write_text(text)
+    plugins = Plugins.load(directory=tmp_path)
+    [name] = [row.name for row in plugins.rows if row.provider.entry == "example"]
+
+    limited = lets_all_hosts_go(plugins.make(Kind.STRATEGY, name, {}, where="example")) is False
+
+    assert limited or "every instance of every host at once" in text
 
 
 TUTORIAL = "docs/plugins/tutorial.md"
