@@ -304,8 +304,8 @@ def retry(session: Session, service: str, *, by: str, why: str = "", now: dateti
     def change(rollout: Rollout, record: ServiceRecord) -> Rollout:
         if rollout.state is RolloutState.OPEN and not rollout.failures:
             return rollout
-        # A ramp begins anew: whoever failed has not finished.
-        return replace(rollout, state=RolloutState.OPEN, by=by, why=why or "tried again", failures={}, grants_before=record.grants)
+        again = replace(rollout, state=RolloutState.OPEN, by=by, why=why or "tried again", failures={})
+        return replace(again, grants_before=record.grants)  # a ramp begins anew: whoever failed has not finished
 
     return orders.change_rollout(session, service, HistoryEntry(verb=Verb.RETRY, by=by, why=why, at=_at(now)), change)
 
