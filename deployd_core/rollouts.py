@@ -390,8 +390,7 @@ def freeze(session: Session, *, by: str, why: str = "", until: datetime | None =
 
 def unfreeze(session: Session) -> Freeze | None:
     """Lift the freeze; returns what it said, None when there was none."""
-    problems = services.Problems(session)
-    before = services.read_freeze({layout.FREEZE: session.get(layout.FREEZE)}, problems)
+    before = services.read_freeze({layout.FREEZE: session.get(layout.FREEZE)}, services.Problems(session))
     if before is not None:
         services.write_freeze(session, None)
     return before
