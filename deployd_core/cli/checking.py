@@ -10,6 +10,7 @@ import click
 
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.output import message, print_json, print_table
+from deployd_core.conformance import SEEDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +38,7 @@ def option_option(command: F) -> F:
 def seed_options(command: F) -> F:
     """``--seed`` and ``--seeds``."""
     command = click.option(
-        "--seeds", type=click.IntRange(0, 1_000_000), default=200, show_default=True, help="How many hosts to try it on."
+        "--seeds", type=click.IntRange(0, 1_000_000), default=SEEDS, show_default=True, help="How many hosts to try it on."
     )(command)
     return click.option("--seed", type=int, default=0, show_default=True, help="The first seed: that of a failure shows it again.")(
         command

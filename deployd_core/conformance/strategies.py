@@ -15,6 +15,7 @@ from msgspec import Struct
 from deployd_core.acts import Act
 from deployd_core.api import HostView, Options, Share, Strategy
 from deployd_core.boundary import Bound, Provider, call_plugin
+from deployd_core.conformance import SEEDS
 from deployd_core.conformance.cases import drain_of, hostile_views, varied
 from deployd_core.conformance.findings import Check, Fault, Findings
 from deployd_core.conformance.guard import ANSWERS, PURE, Guard
@@ -76,7 +77,7 @@ class Mishap(Enum):
     CRASH_AFTER = "crash after"
 
 
-def check_strategy(subject: Subject, *, seed: int = 0, seeds: int = 200) -> Findings:
+def check_strategy(subject: Subject, *, seed: int = 0, seeds: int = SEEDS) -> Findings:
     """Try a strategy in every way that `PROPERTIES` names.
 
     Args:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from deployd_core.api import Options, Strategy
 from deployd_core.boundary import Provider
+from deployd_core.conformance import SEEDS
 from deployd_core.conformance.findings import Check, Findings
 from deployd_core.conformance.guard import ANSWERS, PURE
 from deployd_core.conformance.questions import LIMITS, MEMORY, PLANS, VIEW
@@ -26,7 +27,7 @@ class StrategyContract:
 
     strategy: ClassVar[type[Strategy[Any]]]
     """The class to test."""
-    seeds: ClassVar[int] = 60
+    seeds: ClassVar[int] = SEEDS
     """How many hosts it is tried on; ``$DEPLOYD_SEED`` has the first one, 0 unless it is set."""
 
     def options(self) -> Options:

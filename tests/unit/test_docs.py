@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from deployd_core import hookspecs, model, testing
+from deployd_core.cli import strategies
 from deployd_core.cli.groups import COMMANDS
 from deployd_core.config import AgentConfig, load_spec
+from deployd_core.conformance import SEEDS
 from deployd_core.conformance.strategies import PROPERTIES
 from deployd_core.conformance.width import lets_all_hosts_go
 from deployd_core.plugins import Kind, Plugins, PluginState, convert
@@ -97,6 +99,16 @@ def test_a_strategy_of_the_documents_has_a_fleet_limit(text, tmp_path):
     limited = lets_all_hosts_go(plugins.make(Kind.STRATEGY, name, {}, where="example")) is False
 
     assert limited or "every instance of every host at once" in text
+
+
+@pytest.mark.parametrize("page", ["docs/plugins/tutorial.md", "docs/plugins/testing.md"])
+def test_the_contract_tries_as_many_hosts_as_the_command(page):
+    """One number, which the pages name."""
+    command = strategies.command.commands["check"]
+    [default] = [option.default for option in command.params if option.name == "seeds"]
+
+    assert SEEDS == testing.StrategyContract.seeds == default
+    assert f" {SEEDS} " in PAGES[page]
 
 
 TUTORIAL = "docs/plugins/tutorial.md"
