@@ -222,7 +222,7 @@ class _Service:
 
     def fail(self, snapshot: Snapshot, reason: str, now: datetime) -> None:
         record_failure(self._session, snapshot, reason, now)
-        self._rollout = None  # it holds our failure: from now on its changes concern us
+        self._rollout, self._readings = None, -1  # it holds our failure: from now on its changes concern us
 
     def report(self, status: HostStatus) -> None:
         with self._reporting:
