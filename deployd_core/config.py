@@ -163,6 +163,8 @@ def load_spec(path: Path, plugins: Plugins, service: str) -> ServiceSpec:
     """
     spec: ServiceSpec = convert(read_toml(path), ServiceSpec, where=str(path), hint="see docs/spec.md")
     set_up(spec, service, plugins, where=str(path))
+    if obstacle := spec.obstacle(service):
+        raise ConfigError(f"{path}: [instances] {obstacle}")
     return spec
 
 

@@ -19,6 +19,7 @@ from deployd_core.acts import Act, CloseGate, CloseIdle, InstanceAct, OpenGate, 
 from deployd_core.contracts import AtDeadline
 from deployd_core.model import Action, Health, InstanceView, Phase, Plan, State
 from deployd_core.observation import Drain, InstanceFacts, Observation, Rules, Setback
+from deployd_core.spec import none_to_restart
 
 _QUIET = 3
 """Counts in a row that find nothing, before an instance is taken for drained: one may fall between two requests."""
@@ -96,10 +97,7 @@ def impossible(wish: Plan, rules: Rules, count: int) -> str:
         return wish.impossible
     if wish.action is Action.RELOAD:
         return "the strategy asks for a reload, but what a process that was only reloaded serves cannot be told: have it restart"
-    floor = _floor(wish, rules, count)
-    if floor < count or count < 2:
-        return ""
-    return f"min_available keeps {floor} of {count} instances up, which leaves none to restart: lower it, or add instances"
+    return none_to_restart(_floor(wish, rules, count), count)
 
 
 def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Moves:

@@ -58,6 +58,13 @@ class WarmupTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return tuple(found)
 
 
+def none_to_restart(floor: int, count: int) -> str:
+    """Why no instance of a host may be restarted, ever, with the arithmetic; empty when one may. A single one always may."""
+    if floor < count or count < 2:
+        return ""
+    return f"min_available keeps {floor} of {count} instances up, which leaves none to restart: lower it, or add instances"
+
+
 class InstancesTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[instances]``"""
 
@@ -172,6 +179,15 @@ class ServiceSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         if len({instance.name for instance in instances}) != len(instances):
             raise ConfigError("[instances] names one instance twice")
         return instances
+
+    def obstacle(self, service: str) -> str:
+        """Why no instance of a host may be restarted, ever, whatever the strategy; empty when one may.
+
+        Raises:
+            ConfigError: See `instances_of`.
+        """
+        count = len(self.instances_of(service))
+        return none_to_restart(self.instances.min_available.at_least(count), count)
 
     def _pattern_names(self) -> list[str]:
         table = self.instances

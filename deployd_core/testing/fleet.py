@@ -59,6 +59,11 @@ class FleetHost:
         """The agent's pid while it runs."""
         return self._agent.pid if self._agent is not None and self._agent.poll() is None else None
 
+    @property
+    def agent_exit(self) -> int | None:
+        """How the agent has ended: its exit code, or a signal's negative number; None while it runs, and before."""
+        return None if self._agent is None else self._agent.poll()
+
     def start_agent(self) -> None:
         """Start the agent, as an init system would."""
         with (self.directory / "agent.log").open("ab") as log:

@@ -96,12 +96,13 @@ class Deployment:
                 if condition(found):
                     return
             if time.monotonic() > deadline:
+                before = {name: host.agent_exit for name, host in self.fleet.hosts.items()}
                 for host in self.fleet.hosts.values():
                     if host.agent_pid is not None:
                         os.kill(host.agent_pid, signal.SIGUSR1)  # it writes to its log where every thread is
                 time.sleep(0.5)
                 logs = "\n".join(
-                    f"--- {name}, agent {host.agent_pid}\n{host.log()[-8000:]}" for name, host in self.fleet.hosts.items()
+                    f"--- {name}, agent {host.agent_pid} ended with {before[name]}, then {host.agent_exit}\n{host.log()[-8000:]}" for name, host in self.fleet.hosts.items()
                 )
                 pytest.fail(f"not {what} within {timeout:g} s: {found}\n{logs}")
             time.sleep(0.02)

@@ -291,6 +291,16 @@ def test_an_impossible_limit_is_refused_with_its_arithmetic(session: Session) ->
     assert rollouts.read_service(session, "web").enabled is None
 
 
+def test_a_stored_floor_that_leaves_no_instance_is_refused(session: Session) -> None:
+    """A spec that was stored with such a floor is refused when a build is enabled."""
+    fleet = Fleet(session, "h1")
+    table = InstancesTable(names=("web@8001", "web@8002"), min_available=Share(2))
+    rollouts.apply_spec(session, "web", replace(spec_of(), instances=table))
+
+    with pytest.raises(ConfigError, match="keeps 2 of 2 instances up"):
+        fleet.enable("v1")
+
+
 def test_a_host_that_is_gone_counts_until_somebody_decides(session: Session, zookeeper: str) -> None:
     """A dead host holds its permit and counts as down; ``lost`` gives both up; when it comes back it is excused no more."""
     fleet = Fleet(session, "h1", "h2")

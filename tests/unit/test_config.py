@@ -285,6 +285,20 @@ def test_a_wrong_spec_is_refused(tmp_path, plugins, old, new, message):
         load_spec(path, plugins, "web")
 
 
+@pytest.mark.parametrize(("floor", "refused"), [("1", False), ('"50%"', False), ('"51%"', True), ("2", True), ("3", True)])
+def test_a_floor_that_leaves_none_to_restart_is_refused(tmp_path, plugins, floor, refused):
+    """A spec under which no instance of a host could restart, ever, is refused before it is written, with its arithmetic."""
+    path = file(tmp_path / "web.toml", SPEC.replace("[instances]", f"[instances]\nmin_available = {floor}"))
+
+    try:
+        load_spec(path, plugins, "web")
+        said = ""
+    except ConfigError as error:
+        said = error.message
+
+    assert refused is ("[instances] min_available keeps 2 of 2 instances up, which leaves none" in said or "keeps 3 of 2" in said)
+
+
 def test_a_service_must_have_a_name_that_can_be_a_node(tmp_path, plugins):
     """The service of a spec is checked like every name."""
     with pytest.raises(ConfigError, match="service 'a/b'"):
