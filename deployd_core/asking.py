@@ -9,7 +9,7 @@ import msgspec
 from deployd_core.api import Action, FleetLimit, HostView, Plan, Strategy
 from deployd_core.boundary import Bound
 from deployd_core.errors import PluginError
-from deployd_core.units import Share, decode_unit
+from deployd_core.units import Share, convert
 
 PATIENCE = 5.0
 """Seconds until a strategy that has not answered is taken for one that hangs: it takes microseconds."""
@@ -46,7 +46,7 @@ def check_plan(strategy: Bound[Strategy[Any]], plan: Any) -> Plan:
         return plan
     fields: Any = msgspec.structs.asdict(plan) if isinstance(plan, Plan) else plan
     try:
-        return msgspec.convert(fields, Plan, from_attributes=True, dec_hook=decode_unit)
+        return convert(fields, Plan, from_attributes=True)
     except msgspec.ValidationError as error:
         raise PluginError(f"strategy {strategy.name} [{strategy.provider}] returned no Plan: {error}") from error
 

@@ -27,7 +27,7 @@ from deployd_core.api import Download, FetchCall, Source
 from deployd_core.disk import disk_error, disk_errors, require_free, sync_directory, write_atomically
 from deployd_core.errors import BuildRefused, PluginError, Unavailable
 from deployd_core.model import Build
-from deployd_core.units import Size
+from deployd_core.units import Size, decode_json
 
 _CHUNK = 1 << 20
 _CHECK_EVERY = 4 << 20
@@ -272,7 +272,7 @@ def archive_of(incoming: Path, digest: str) -> Path:
 def read_about(path: Path) -> Incoming | None:
     """What is known of an archive; None when nothing is."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Incoming)
+        return decode_json(path.read_bytes(), Incoming)
     except (OSError, msgspec.DecodeError):  # ValidationError is one, too
         return None
 

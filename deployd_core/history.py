@@ -11,6 +11,7 @@ from msgspec import Struct
 from deployd_core.clock import rfc3339
 from deployd_core.disk import write_atomically
 from deployd_core.model import Flip
+from deployd_core.units import decode_json
 
 _GOOD_KEPT = 20
 _FLIPS_KEPT = 50
@@ -60,7 +61,7 @@ class HistoryFile:
     def read(self) -> tuple[History, str]:
         """What was written, and what is wrong with it: damage must not pass for a host that has no past."""
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=History), ""
+            return decode_json(self._path.read_bytes(), History), ""
         except FileNotFoundError:
             return History(), ""
         except msgspec.DecodeError as error:

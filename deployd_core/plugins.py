@@ -23,11 +23,10 @@ from typing import Any
 import msgspec
 import pluggy
 
-from deployd_core import api, hookspecs
+from deployd_core import api, hookspecs, units
 from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.entry_points import find_entry_points
 from deployd_core.errors import ConfigError, DeploydError, PluginError, UnknownPlugin
-from deployd_core.units import decode_unit
 
 ENTRY_POINT_GROUP = "deployd"
 OWN_DISTRIBUTION = "deployd"
@@ -304,7 +303,7 @@ def convert(value: object, kind: type[Any], *, where: str, hint: str = "") -> An
         ConfigError: It does not fit; the message says at which key.
     """
     try:
-        return msgspec.convert(value, kind, dec_hook=decode_unit)
+        return units.convert(value, kind)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {_explain(str(error), kind)}", hint=hint) from error
 

@@ -27,8 +27,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import msgspec
-from msgspec import Struct
+from msgspec import DecodeError, Struct, json
 
 from deployd_core.api import Source
 from deployd_core.archive import unpack
@@ -40,6 +39,7 @@ from deployd_core.history import HistoryFile
 from deployd_core.model import Build, Release, check_build_id, check_digest
 from deployd_core.retention import Disk, ReleaseInfo, to_remove
 from deployd_core.tree import OWN_NAME, Limits
+from deployd_core.units import decode_json
 
 _CHECK_EVERY = 4 << 20
 _MARKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,199}")
@@ -327,8 +327,8 @@ class ReleaseStore:
     def _info(self, build_id: str) -> ReleaseInfo | None:
         own = self.releases / build_id / OWN_NAME
         try:
-            manifest = msgspec.json.decode((own / "manifest.json").read_bytes(), type=_Manifest)
-        except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+            manifest = decode_json((own / "manifest.json").read_bytes(), _Manifest)
+        except (FileNotFoundError, NotADirectoryError, DecodeError):
             return None
         if manifest.build != build_id:  # somebody has copied a release
             return None
@@ -344,7 +344,7 @@ class ReleaseStore:
         own.mkdir(mode=0o755)
         (own / "steps").mkdir(mode=0o755)
         manifest = _Manifest(build=build.id, digest=build.digest, size=size, published_at=rfc3339(time.time()), format=form)
-        write_atomically(own / "manifest.json", msgspec.json.encode(manifest))
+        write_atomically(own / "manifest.json", json.encode(manifest))
 
     def _watch(self, what: str, stop: Event) -> Callable[[int], None]:
         """What is looked at while an archive is unpacked: whether to stop, and now and then the disk."""

@@ -19,6 +19,7 @@ from deployd_core.boundary import Bound
 from deployd_core.errors import ConfigError, DeploydError
 from deployd_core.plugins import Kind, Plugins
 from deployd_core.spec import Table
+from deployd_core.units import decode_json
 
 _DIRECTORY = "gates"
 
@@ -63,7 +64,7 @@ def recall(state_directory: Path, plugins: Plugins) -> tuple[list[Bound[Gate[Any
     problems: list[str] = []
     for path in sorted((state_directory / _DIRECTORY).glob("*.json")):
         try:
-            record = msgspec.json.decode(path.read_bytes(), type=_Record)
+            record = decode_json(path.read_bytes(), _Record)
             options = {key: value for key, value in record.gate.items() if key != "use"}
             key = msgspec.json.encode(record.gate, order="sorted")
             gates[key] = plugins.make(Kind.GATE, str(record.gate.get("use")), options, where=str(path))

@@ -18,7 +18,7 @@ from deployd_core.coordination import AgentInfo, Enabled, Freeze, HistoryEntry, 
 from deployd_core.errors import ConfigError
 from deployd_core.model import Role, check_build_id, check_digest
 from deployd_core.spec import ServiceSpec
-from deployd_core.units import decode_unit, encode_unit
+from deployd_core.units import convert, encode_unit
 from deployd_core.zookeeper.session import Stat
 
 SERVICES = "/services"
@@ -210,7 +210,7 @@ def _decode(path: str, data: bytes, kind: type[StructT], hint: str) -> StructT |
         return None
     try:
         raw = msgspec.json.decode(data)
-        return msgspec.convert(_known_keys(raw, kind), kind, dec_hook=decode_unit)
+        return convert(_known_keys(raw, kind), kind)
     except ValueError as error:  # msgspec's errors are ValueErrors
         raise ConfigError(f"node {path} holds no valid {kind.__name__}: {error}", hint=hint) from error
 

@@ -31,7 +31,8 @@ from deployd_core.spec import ServiceSpec
 from deployd_core.testing.fleet import Fleet
 from deployd_core.zookeeper.session import Session
 
-_NETWORKS = itertools.cycle(range(2, 250))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_NETWORKS = itertools.cycle(range(2 + _WORKER % 8 * 30, 32 + _WORKER % 8 * 30))
 
 SERVER = (
     Path(deployd_core.demo_app.__file__)
@@ -102,7 +103,7 @@ class Deployment:
                         os.kill(host.agent_pid, signal.SIGUSR1)  # it writes to its log where every thread is
                 time.sleep(0.5)
                 logs = "\n".join(
-                    f"--- {name}, agent {host.agent_pid} ended with {before[name]}, then {host.agent_exit}\n{host.log()[-8000:]}" for name, host in self.fleet.hosts.items()
+                    f"--- {name}, agent ended with {before[name]}\n{host.log()[-8000:]}" for name, host in self.fleet.hosts.items()
                 )
                 pytest.fail(f"not {what} within {timeout:g} s: {found}\n{logs}")
             time.sleep(0.02)

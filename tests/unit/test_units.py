@@ -2,6 +2,8 @@
 
 import doctest
 import math
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -155,3 +157,34 @@ def test_the_examples_of_the_module_run():
 
     assert results.attempted
     assert results.failed == 0
+
+
+_MANY_THREADS = """
+import enum, sys, threading
+import msgspec
+from deployd_core.units import convert
+
+sys.setswitchinterval(1e-6)
+for number in range(60):
+    kind = enum.Enum("Kind", {f"member{value}": str(value) for value in range(60)})
+    struct = msgspec.defstruct("Struct", [(f"field{place}", kind, kind("0")) for place in range(20)])
+    together = threading.Barrier(8)
+
+    def read():
+        together.wait()
+        assert convert({"field3": "7"}, struct).field3 is kind("7")
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+print("well")
+"""
+
+
+def test_a_type_may_be_needed_by_many_threads_at_once() -> None:
+    """What a library finds out about a type when it is first needed is found out by one thread: two at once crashed Python."""
+    done = subprocess.run([sys.executable, "-P", "-c", _MANY_THREADS], capture_output=True, text=True, timeout=120, check=False)
+
+    assert (0, "well\n") == (done.returncode, done.stdout), done.stderr

@@ -198,6 +198,10 @@ class _Lease(msgspec.Struct, frozen=True, kw_only=True):
         return ClosedGate(service=self.service, instance=self.instance, owner=self.owner, until=self.until)
 
 
+_DECODER = msgspec.json.Decoder(_Lease)
+"""Made while the module is imported: what msgspec finds out about a type must not be found out by two threads at once."""
+
+
 def _really_closed(leases: list[tuple[Path, _Lease]], timeout: float) -> list[_Lease]:
     """Those whose servers HAProxy keeps closed."""
     import time
@@ -226,7 +230,7 @@ def _give_back(path: Path, lease: _Lease, timeout: float) -> None:
 
 def _read_lease(path: Path) -> _Lease | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Lease)
+        return _DECODER.decode(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:
