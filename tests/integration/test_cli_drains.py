@@ -153,7 +153,7 @@ def traffic(port, stop):
     client = Client("127.0.0.1", port)
     while not stop.is_set():
         client.served()
-        stop.wait(1.4)
+        stop.wait(2.2)
     client.close()
 
 
