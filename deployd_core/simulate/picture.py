@@ -49,11 +49,11 @@ def draw(record: Record, *, hosts: Sequence[str], seconds: float, width: int, pa
         label = shared[0] if len(shared) == 1 else f"{shared[0]} +{len(shared) - 1}"
         yield f"{_fit(label)} {_cells([record.timeline.get(host, []) for host in shared], edges, paint)}"
     yield from _curve("can serve", record.capacity, record.fleet.total, edges)
-    yield f"{_fit('permits')} {_line(record.permits, edges)} at most {record.most_permits}"
+    yield f"{_fit(f'permits, at most {record.most_permits}')} {_line(record.permits, edges)}"
     end = str(Duration(round(seconds)))
     yield f"{'':{_LABEL - 1}} 0s{end:>{columns - 2}}"
     signs = [f"{paint(sign, group)} {group}" for group, sign in _SIGNS.items()]
-    yield f"{'':{_LABEL - 1}} {'  '.join(signs)}"
+    yield "  ".join(signs)  # from the edge on: it is wider than what is beside the labels
 
 
 def group_of(state: str) -> str:
