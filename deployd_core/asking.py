@@ -8,8 +8,9 @@ import msgspec
 
 from deployd_core.api import Action, FleetLimit, HostView, Plan, Strategy
 from deployd_core.boundary import Bound
+from deployd_core.decoding import convert
 from deployd_core.errors import PluginError
-from deployd_core.units import Share, convert
+from deployd_core.units import Share
 
 PATIENCE = 5.0
 """Seconds until a strategy that has not answered is taken for one that hangs: it takes microseconds."""

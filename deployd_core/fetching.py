@@ -24,10 +24,11 @@ import msgspec
 from msgspec import Struct
 
 from deployd_core.api import Download, FetchCall, Source
+from deployd_core.decoding import decode_json
 from deployd_core.disk import disk_error, disk_errors, require_free, sync_directory, write_atomically
 from deployd_core.errors import BuildRefused, PluginError, Unavailable
 from deployd_core.model import Build
-from deployd_core.units import Size, decode_json
+from deployd_core.units import Size
 
 _CHUNK = 1 << 20
 _CHECK_EVERY = 4 << 20

@@ -9,9 +9,9 @@ import msgspec
 from msgspec import Struct
 
 from deployd_core.clock import rfc3339
+from deployd_core.decoding import decode_json
 from deployd_core.disk import write_atomically
 from deployd_core.model import Flip
-from deployd_core.units import decode_json
 
 _GOOD_KEPT = 20
 _FLIPS_KEPT = 50

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import pluggy
 
-from deployd_core import api, hookspecs, units
+from deployd_core import api, decoding, hookspecs
 from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.entry_points import find_entry_points
 from deployd_core.errors import ConfigError, DeploydError, PluginError, UnknownPlugin
@@ -303,7 +303,7 @@ def convert(value: object, kind: type[Any], *, where: str, hint: str = "") -> An
         ConfigError: It does not fit; the message says at which key.
     """
     try:
-        return units.convert(value, kind)
+        return decoding.convert(value, kind)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {_explain(str(error), kind)}", hint=hint) from error
 

@@ -32,6 +32,7 @@ from msgspec import DecodeError, Struct, json
 from deployd_core.api import Source
 from deployd_core.archive import unpack
 from deployd_core.clock import rfc3339
+from deployd_core.decoding import decode_json
 from deployd_core.disk import disk_errors, require_free, space_taken, sync_directory, sync_filesystem, write_atomically
 from deployd_core.errors import BuildRefused, ConfigError, NotFound, Unavailable
 from deployd_core.fetching import Fetch, Progress, Retry, archive_of, read_about
@@ -39,7 +40,6 @@ from deployd_core.history import HistoryFile
 from deployd_core.model import Build, Release, check_build_id, check_digest
 from deployd_core.retention import Disk, ReleaseInfo, to_remove
 from deployd_core.tree import OWN_NAME, Limits
-from deployd_core.units import decode_json
 
 _CHECK_EVERY = 4 << 20
 _MARKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,199}")

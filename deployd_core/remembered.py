@@ -16,10 +16,10 @@ from msgspec import Struct
 
 from deployd_core.api import Gate
 from deployd_core.boundary import Bound
+from deployd_core.decoding import decode_json
 from deployd_core.errors import ConfigError, DeploydError
 from deployd_core.plugins import Kind, Plugins
 from deployd_core.spec import Table
-from deployd_core.units import decode_json
 
 _DIRECTORY = "gates"
 

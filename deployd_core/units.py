@@ -13,10 +13,7 @@ Duration('1m30s')
 from __future__ import annotations
 
 import re
-import threading
-from typing import Any, TypeVar
-
-import msgspec
+from typing import Any
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -158,28 +155,3 @@ def encode_unit(value: Any) -> str:
 
 
 _EXAMPLES: dict[type, str] = {Duration: '"30s"', Size: '"500MB"', Share: '3 or "10%"'}
-
-_ONE_AT_A_TIME = threading.RLock()
-"""What msgspec finds out about a type when it is first needed, it keeps with the type; two threads at once crash Python."""
-
-KindT = TypeVar("KindT")
-
-
-def convert(value: Any, kind: type[KindT], *, from_attributes: bool = False) -> KindT:
-    """`msgspec.convert` with our units, from any thread.
-
-    Raises:
-        msgspec.ValidationError: The value is not of that kind.
-    """
-    with _ONE_AT_A_TIME:
-        return msgspec.convert(value, kind, from_attributes=from_attributes, dec_hook=decode_unit)
-
-
-def decode_json(data: bytes, kind: type[KindT]) -> KindT:
-    """`msgspec.json.decode`, from any thread.
-
-    Raises:
-        msgspec.DecodeError: It is not JSON, or (`msgspec.ValidationError`) not of that kind.
-    """
-    with _ONE_AT_A_TIME:
-        return msgspec.json.decode(data, type=kind)

@@ -15,10 +15,11 @@ import msgspec
 from msgspec import Struct
 
 from deployd_core.coordination import AgentInfo, Enabled, Freeze, HistoryEntry, HostStatus, Membership, Permit, Rollout, Waiter
+from deployd_core.decoding import convert
 from deployd_core.errors import ConfigError
 from deployd_core.model import Role, check_build_id, check_digest
 from deployd_core.spec import ServiceSpec
-from deployd_core.units import convert, encode_unit
+from deployd_core.units import encode_unit
 from deployd_core.zookeeper.session import Stat
 
 SERVICES = "/services"

@@ -162,7 +162,7 @@ def test_the_examples_of_the_module_run():
 _MANY_THREADS = """
 import enum, sys, threading
 import msgspec
-from deployd_core.units import convert
+from deployd_core.decoding import convert
 
 sys.setswitchinterval(1e-6)
 for number in range(60):
