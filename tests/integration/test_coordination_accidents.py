@@ -340,3 +340,17 @@ def test_a_rollout_that_nobody_finished_is_not_complete(site: Site) -> None:
     rollouts.lose(site.people, "web", "h1", by="bob", why="burnt")
 
     assert rollouts.read_service(site.people, "web").rollout.completed is None
+
+
+def test_a_host_sees_its_own_failure_at_once(site: Site) -> None:
+    """One that was admitted by another host has never watched the rollout, and no event tells it what it has written."""
+    site.apply()
+    host = site.host("h1")
+    site.enable("v1")
+    look(host)
+
+    host.record_failure(host.snapshot("web"), "will not start")
+
+    failure = host.snapshot("web").failure
+    assert failure is not None
+    assert failure.reason == "will not start"
