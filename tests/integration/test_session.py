@@ -147,10 +147,12 @@ def test_a_restarted_server_is_the_same_session(server: ZooKeeperServer) -> None
 
 
 def test_a_silence_longer_than_the_session_counts_as_lost(server: ZooKeeperServer) -> None:
-    """A server that stops answering is LOST after the session's time, before it says so itself; then a new session begins."""
+    """A server that stops answering is LOST after the session's time, before it says so itself; then it goes on.
+
+    Whether the session is a new one is the server's to say: one that was stopped itself may have kept it.
+    """
     with session_of(server.address, session_timeout=1.5) as session:
         links = Links(session)
-        before = session.session_id
 
         server.pause()
         try:
@@ -162,7 +164,6 @@ def test_a_silence_longer_than_the_session_counts_as_lost(server: ZooKeeperServe
         links.wait(Link.CONNECTED)
 
         assert session.link is Link.CONNECTED
-        assert before != session.session_id
 
 
 def test_a_paused_server_makes_operations_fail_in_time(server: ZooKeeperServer) -> None:
