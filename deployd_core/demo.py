@@ -230,7 +230,7 @@ An agent that is killed is started again, as by systemd, and goes on from what i
         self._stack.callback(self._zookeeper.stop)
         self._zookeeper.start()
         addresses = [f"127.0.1.{10 + number}" for number in range(1, self._hosts + 1)]
-        self._fleet = Fleet(self._directory, self.address, {SERVICE: _free_ports(addresses, INSTANCES)}, hosts=self._hosts)
+        self._fleet = Fleet(self._directory, self.address, {SERVICE: free_ports(addresses, INSTANCES)}, hosts=self._hosts)
         self._stack.callback(self._fleet.stop)
         self._fleet.start()
         self._session = Session(self._zookeeper.address, CHROOT)
@@ -318,7 +318,7 @@ def _directory(stack: ExitStack) -> Path:
     return directory
 
 
-def _free_ports(addresses: list[str], count: int) -> list[int]:
+def free_ports(addresses: list[str], count: int) -> list[int]:
     """Ports that nobody listens on at any of the addresses."""
     found: list[int] = []
     while len(found) < count:

@@ -13,7 +13,6 @@ import logging
 import re
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from deployd_core import rollouts
 from deployd_core.cli.main import run
+from deployd_core.demo import free_ports
 from deployd_core.packing import pack
 from deployd_core.rollouts import FleetStatus, HostEntry
 from deployd_core.testing.fleet import Fleet
@@ -68,7 +68,7 @@ class Walk:
         self.address = address
         self.blocks: dict[str, str] = {}
         hosts = [f"{NETWORK}.{10 + number}" for number in range(1, 5)]
-        self.port = _free_port(hosts)
+        self.port = free_ports(hosts, 1)[0]
         self.fleet = Fleet(directory, address, {"web": [self.port]}, hosts=4, start_seconds=0.0, network=NETWORK)
         (self.fleet.plugins / "late.py").write_text(LATECOMER.format(directory=directory), encoding="utf-8")
         (directory / "builds").mkdir()
@@ -165,21 +165,6 @@ class Walk:
             return {waiter.host for waiters in queue.values() for waiter in waiters} == set(hosts)
 
         self.until(f"{hosts} queued", holds)
-
-
-def _free_port(addresses: list[str]) -> int:
-    """A port that nobody listens on at any of the addresses."""
-    while True:
-        with ExitStack() as stack:
-            port = 0
-            try:
-                for address in addresses:
-                    probe = stack.enter_context(socket.socket())
-                    probe.bind((address, port))
-                    port = probe.getsockname()[1]
-            except OSError:
-                continue  # taken on a later address: try another
-            return int(port)
 
 
 def _step(entry: HostEntry) -> str:
