@@ -31,6 +31,7 @@ from deployd_core.plugins import Kind, Plugins, convert
 from deployd_core.spec import ServiceSpec
 from deployd_core.testing.fleet import Fleet, FleetHost
 from deployd_core.testing.zookeeper import ZooKeeperServer, home_from_environment
+from deployd_core.zookeeper.chroot import ensure_chroot
 from deployd_core.zookeeper.session import Session
 
 START_SECONDS = 1.0
@@ -66,7 +67,7 @@ def measure(directory: Path, address: str, hosts: int, limit: int) -> dict[str, 
     session = Session(servers, f"/{chroot}")
     with fleet:
         session.start()
-        session.ensure_chroot()
+        ensure_chroot(session)
         spec = fleet.spec("web", builds, strategy="concurrency", options=f"limit = {limit}").replace("200ms", "0s")
         spec = spec.replace("healthy_after = 2", "healthy_after = 1")
         rollouts.apply_spec(session, "web", convert(tomllib.loads(spec), ServiceSpec, where="bench"))

@@ -35,6 +35,7 @@ from deployd_core.notify import Notifier
 from deployd_core.performing import Identity
 from deployd_core.plugins import Plugins, PluginState
 from deployd_core.processes import owner_here
+from deployd_core.zookeeper.chroot import wait_for_chroot
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
 from deployd_core.zookeeper.session import Session
 
@@ -100,7 +101,7 @@ class Agent:
             return False
         while not ended.is_set():
             try:
-                return self._session.wait_for_chroot(ended, waiting)
+                return wait_for_chroot(self._session, ended, waiting)
             except Unavailable as error:
                 waiting(error.message)
                 ended.wait(_JOIN_RETRY)

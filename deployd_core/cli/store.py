@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from deployd_core.cli.output import message
 from deployd_core.errors import Unavailable
 from deployd_core.zookeeper.address import split_address
+from deployd_core.zookeeper.chroot import ensure_chroot, require_chroot
 from deployd_core.zookeeper.session import Session
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ def connected(settings: Settings, *, create: bool = False) -> Iterator[Session]:
         raise Unavailable(f"{error.message}; gave up after {settings.connect_timeout}", hint=hint) from error
     try:
         if create:
-            session.ensure_chroot()
+            ensure_chroot(session)
         else:
-            session.require_chroot()
+            require_chroot(session)
         yield session
     finally:
         session.close()

@@ -32,6 +32,7 @@ from deployd_core.testing.balancers import Balancer, Haproxy, Nginx
 from deployd_core.testing.fleet import Fleet
 from deployd_core.testing.load import Load, LoadGenerator
 from deployd_core.testing.zookeeper import ZooKeeperServer, home_from_environment
+from deployd_core.zookeeper.chroot import ensure_chroot
 from deployd_core.zookeeper.session import Session
 
 _FIRST_PORT = 8001
@@ -194,7 +195,7 @@ class _Rig:
             self._session = Session(server.address, "/deployd")
             self._session.start()
             starting.callback(self._session.close)
-            self._session.ensure_chroot()
+            ensure_chroot(self._session)
             (self._directory / "builds").mkdir()
             services = {"web": list(self._ports)}
             self._fleet = Fleet(

@@ -14,6 +14,7 @@ from deployd_core.errors import ConfigError, Conflict, NotFound
 from deployd_core.model import Role
 from deployd_core.spec import ServiceSpec
 from deployd_core.zookeeper import layout
+from deployd_core.zookeeper.chroot import ensure_chroot
 from deployd_core.zookeeper.layout import ServicePaths
 from deployd_core.zookeeper.session import Node, OutcomeUnknown, Refused, Session
 
@@ -183,7 +184,7 @@ def ensure_scaffold(session: Session, service: str) -> None:
 
 def write_spec(session: Session, service: str, spec: ServiceSpec) -> Applied:
     """Create a service or change its spec; an equal spec is not written again."""
-    session.ensure_chroot()
+    ensure_chroot(session)
     paths, data = ServicePaths(service), layout.encode(spec)
     for path in layout.COMMON_NODES:
         session.create_if_missing(path)
@@ -261,7 +262,7 @@ def read_history(session: Session, service: str) -> tuple[HistoryEntry, ...]:
 
 def write_freeze(session: Session, freeze: Freeze | None) -> None:
     """Stop every service, or (None) lift the stop."""
-    session.ensure_chroot()
+    ensure_chroot(session)
     session.create_if_missing(layout.FREEZE)
     session.set(layout.FREEZE, layout.encode(freeze) if freeze else b"")
 

@@ -35,6 +35,7 @@ from deployd_core.testing.coordination import MemoryCoordination, MemoryEnsemble
 from deployd_core.testing.relay import Relay
 from deployd_core.units import Duration, Share
 from deployd_core.zookeeper import layout, permits
+from deployd_core.zookeeper.chroot import ensure_chroot
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
 from deployd_core.zookeeper.session import Session
 
@@ -165,7 +166,7 @@ class ZooKeeperWorld:
         self.relays: dict[str, Relay] = {}
         self.sessions: dict[str, Session] = {}
         self.people = stack.enter_context(Session(self.server, f"/{self.chroot}"))
-        self.people.ensure_chroot()
+        ensure_chroot(self.people)
 
     def host(self, name: str, wake: Callable[[str], object] = bool) -> Coordination:
         self.relays[name] = self.stack.enter_context(Relay(self.server))

@@ -29,6 +29,7 @@ from deployd_core.packing import pack
 from deployd_core.plugins import Plugins, convert
 from deployd_core.spec import ServiceSpec
 from deployd_core.testing.fleet import Fleet
+from deployd_core.zookeeper.chroot import ensure_chroot
 from deployd_core.zookeeper.session import Session
 
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -163,7 +164,7 @@ def deploy(zookeeper: str) -> Iterator[Callable[..., Deployment]]:
         servers, _, chroot = address.partition("/")
         session = Session(servers, f"/{chroot}")
         session.start()
-        session.ensure_chroot()
+        ensure_chroot(session)
         made.append((fleet, session))
         builds = directory / "builds"
         builds.mkdir()

@@ -31,6 +31,7 @@ from deployd_core.testing.balancers import Haproxy
 from deployd_core.testing.fleet import Fleet
 from deployd_core.testing.netns import isolated
 from deployd_core.testing.zookeeper import ZooKeeperServer, home_from_environment
+from deployd_core.zookeeper.chroot import ensure_chroot
 from deployd_core.zookeeper.session import Session
 
 pytestmark = [pytest.mark.zookeeper, pytest.mark.root]
@@ -262,7 +263,7 @@ class Host:
             self._session = Session(self.server.address, "/deployd")
             ends.enter_context(self._fleet)
             ends.enter_context(self._session)
-            self._session.ensure_chroot()
+            ensure_chroot(self._session)
             self._apply()
             self._fleet.start()
             self.enable("v1")

@@ -18,6 +18,7 @@ from deployd_core.spec import InstancesTable, Promotion, RolloutTable, ServiceSp
 from deployd_core.testing.relay import Relay
 from deployd_core.units import Duration, Share
 from deployd_core.zookeeper.cache import NodeCache
+from deployd_core.zookeeper.chroot import ensure_chroot
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
 from deployd_core.zookeeper.layout import ServicePaths
 from deployd_core.zookeeper.session import Node, Session, split_address
@@ -248,7 +249,7 @@ def test_looking_afresh_sees_what_no_watch_has_told(site: Site) -> None:
 
 def test_an_answer_that_was_overtaken_does_not_take_the_place_of_a_newer_one(site: Site) -> None:
     """Two threads read one node: whatever the order of their answers, what is known in the end is what is there."""
-    site.people.ensure_chroot()
+    ensure_chroot(site.people)
     site.people.create("/x", b"1")
     session = site.stack.enter_context(Session(site.server, site.chroot))
     asked, go_on, told = threading.Event(), threading.Event(), threading.Event()

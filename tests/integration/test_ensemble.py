@@ -26,6 +26,7 @@ from deployd_core.testing.light import PLUGIN_FILE, LightAgent, LightProcess
 from deployd_core.testing.transactions import Committed, Incomplete, read_transactions
 from deployd_core.testing.zookeeper import ZooKeeperEnsemble, ZooKeeperServer, home_from_environment
 from deployd_core.zookeeper import layout
+from deployd_core.zookeeper.chroot import ensure_chroot
 from deployd_core.zookeeper.layout import ServicePaths
 from deployd_core.zookeeper.session import Refused, Session
 from deployd_core.zookeeper.status import FleetStatus, Roster
@@ -50,7 +51,7 @@ class Site:
         self.plugins.mkdir()
         (self.plugins / "light.py").write_text(PLUGIN_FILE)
         self.people = stack.enter_context(Session(ensemble.address, CHROOT, session_timeout=6))
-        self.people.ensure_chroot()
+        ensure_chroot(self.people)
         self._roster = Roster(self.people, "web")
 
     def apply(self, *, limit: str | int, per_zone: int, budget: int, bad: tuple[str, ...] = ()) -> None:
@@ -320,7 +321,7 @@ def test_the_log_of_transactions_tells_what_happened_and_nothing_else(tmp_path: 
     """It has every write in its order, nothing of a transaction that was refused, and a hole in it does not pass for nothing."""
     with ZooKeeperServer(tmp_path / "zookeeper", home=home_from_environment()) as server:
         with Session(server.address, "/t") as session:
-            session.ensure_chroot()
+            ensure_chroot(session)
             session.create("/a", b"1")
             with pytest.raises(Refused):
                 session.transaction().set("/a", b"2").delete("/missing").commit()

@@ -19,6 +19,7 @@ from deployd_core.spec import InstancesTable, ServiceSpec, ServiceTable
 from deployd_core.testing.relay import Relay
 from deployd_core.units import Share
 from deployd_core.zookeeper import services
+from deployd_core.zookeeper.chroot import ensure_chroot
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
 from deployd_core.zookeeper.layout import ServicePaths
 from deployd_core.zookeeper.session import Session, split_address
@@ -389,7 +390,7 @@ def test_nonsense_in_a_node_is_a_problem_and_never_a_permission(session: Session
 
 def test_a_service_made_by_hand_is_completed_before_a_permit_is_granted(session: Session) -> None:
     """A spec and a build written by zkCli alone are enough: what a grant has to check is made, then granted."""
-    session.ensure_chroot()
+    ensure_chroot(session)
     for path in ("/services", WEB.root, WEB.enabled, WEB.hosts):
         session.create(path)
     session.create(WEB.spec, json.dumps({"service": {"root": "/srv/web"}, "source": {"url": "file:///b"}}).encode())

@@ -12,6 +12,7 @@ from deployd_core.cli.main import run
 from deployd_core.model import Role
 from deployd_core.plugins import convert
 from deployd_core.spec import ServiceSpec
+from deployd_core.zookeeper.chroot import ensure_chroot
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
 from deployd_core.zookeeper.session import Session, split_address
 
@@ -29,7 +30,7 @@ SPEC = {
 def session(zookeeper: str) -> Iterator[Session]:
     """A session with a service of five hosts in two zones, one of them a canary, that serves a build."""
     with Session(*split_address(zookeeper)) as started:
-        started.ensure_chroot()
+        ensure_chroot(started)
         rollouts.apply_spec(started, "web", convert(SPEC, ServiceSpec, where="web"))
         for number in range(5):
             coordination = ZooKeeperCoordination(started, f"web-{number}", bool)
