@@ -1,9 +1,9 @@
-"""What ZooKeeper answers: nodes, events, and refusals. What kazoo raises becomes an error of ours here."""
+"""What ZooKeeper answers: nodes, events, and refusals. What kazoo returns or raises becomes a type of ours here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kazoo import exceptions as kazoo_errors
 from kazoo.protocol.states import EventType
@@ -76,6 +76,28 @@ Watch = Callable[[WatchEvent], object]
 """Called on kazoo's one thread: it may set an event or fill a queue, and nothing else.
 
 Pass the same object each time, or they pile up."""
+
+
+def stat_of(stat: Any) -> Stat:
+    """What kazoo says of a node."""
+    return Stat(
+        czxid=stat.czxid,
+        mzxid=stat.mzxid,
+        version=stat.version,
+        owner=stat.ephemeralOwner or 0,
+        children=stat.numChildren,
+        mtime=stat.mtime / 1000,
+    )
+
+
+def node_of(answer: Any) -> Node | None:
+    """What kazoo read of a node; None of one that does not exist."""
+    return None if answer is None else Node(answer[0] or b"", stat_of(answer[1]))
+
+
+def children_of(answer: Any) -> Children | None:
+    """What kazoo listed below a node; None of one that does not exist."""
+    return None if answer is None else Children(tuple(sorted(answer[0])), stat_of(answer[1]))
 
 
 def refusal_of(error: Exception, path: str, where: str) -> Refused | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from deployd_core.errors import DeploydError
 from deployd_core.zookeeper.session import CREATED, Children, Node, Session, Stat, Watch, WatchEvent
+
+_T = TypeVar("_T")
 
 
 class NodeCache:
@@ -83,14 +86,34 @@ class NodeCache:
         with self._lock:
             self._fire(path)
 
-    def wrote(self, path: str, *, there: bool) -> None:
-        """We have created or deleted a node: read it again next time, and expect it to be there or not, which saves a request."""
+    def deleted(self, path: str) -> None:
+        """We have deleted a node: read it again next time, and expect it not to be there, which saves a request."""
         with self._lock:
             self._fire(path)
-            if there:
-                self._created.add(path)
-            elif path in self._nodes:
+            if path in self._nodes:
                 self._nodes[path] = (-1, None)
+
+    def ask(self, path: str) -> Callable[[], None]:
+        """Ask for a node, and take in the answer later, by calling what is returned; until then it is what it was.
+
+        An answer that is doubtful by then is not kept: something has changed meanwhile, or somebody else has read something.
+        """
+        with self._lock:
+            if self._knows(path):
+                return lambda: None
+            asked = self._session.generation, self._node_marks.news
+        answer = self._session.node_later(path, self.watch)
+
+        def take() -> None:
+            node = answer()
+            with self._lock:
+                if node is not None and asked == (self._session.generation, self._node_marks.news):
+                    self._nodes[path] = (asked[0], node)
+                    self._node_marks.claim((path,))
+                    self._created.discard(path)
+                    self.readings += 1
+
+        return take
 
     def _look(self, paths: list[str]) -> dict[str, Node | None]:
         """Read nodes and watch them. For those that were not there it asks first, which also arms the watch."""
@@ -101,18 +124,24 @@ class NodeCache:
             self._created.difference_update(paths)
         return fresh | self._session.get_many([path for path in paths if path not in fresh], self.watch)
 
-    def _claim(self, paths: list[str], known: Mapping[str, tuple[int, object]], marks: _Marks) -> tuple[int, list[str]]:
+    def _claim(self, paths: list[str], known: dict[str, tuple[int, _T]], marks: _Marks) -> tuple[int, list[str]]:
         # The marks go before the reading begins: a watch that fires during it marks the node again.
         with self._lock:
             generation = self._generation = self._session.generation
             needed = [path for path in paths if path in marks.fired or known.get(path, (-1, None))[0] != generation]
-            marks.watched.update(needed)
-            marks.fired.difference_update(needed)
+            if needed:
+                marks.claim(needed)
+                known.update({path: (-1, known[path][1]) for path in needed if path in known})  # not known while it is read
         return generation, needed
 
     def _mark(self, paths: list[str], marks: _Marks) -> None:
         with self._lock:
             marks.fired.update(paths)
+
+    def _knows(self, path: str) -> bool:
+        """Whether a node is known to be there."""
+        generation, node = self._nodes.get(path, _NEVER)
+        return node is not None and generation == self._session.generation and path not in self._node_marks.fired
 
     def _fire(self, path: str | None) -> None:
         self._node_marks.fire(path)
@@ -121,9 +150,11 @@ class NodeCache:
     def fired(self, event: WatchEvent) -> None:
         """Take the word of a watch."""
         with self._lock:
-            self._fire(event.path)
-            if event.type == CREATED and event.path is not None:
+            if event.type != CREATED or event.path is None:
+                self._fire(event.path)
+            elif not self._knows(event.path):  # or else it was created before it was read
                 self._created.add(event.path)
+                self._node_marks.fired.add(event.path)
         self._changed()
 
 
@@ -137,7 +168,17 @@ class _Marks:
     def __init__(self) -> None:
         self.watched: set[str] = set()
         self.fired: set[str] = set()
+        self.news = 0
+        """Grows with whatever is marked or read."""
 
     def fire(self, path: str | None) -> None:
         """Mark a path if it is watched; None marks all."""
-        self.fired |= self.watched if path is None else self.watched & {path}
+        if path is None or path in self.watched:
+            self.fired.update(self.watched if path is None else (path,))
+            self.news += 1
+
+    def claim(self, paths: Iterable[str]) -> None:
+        """These are about to be read, and watched."""
+        self.watched.update(paths)
+        self.fired.difference_update(paths)
+        self.news += 1

@@ -218,7 +218,7 @@ class _Service:
             before, self._down = self._down, None
             permits.release(self._session, self._name, self._host, status, held=held, failed=failed, was_down=before)
             self._down = status.down
-        self._cache.wrote(path, there=False)
+        self._cache.deleted(path)
 
     def fail(self, snapshot: Snapshot, reason: str, now: datetime) -> None:
         record_failure(self._session, snapshot, reason, now)

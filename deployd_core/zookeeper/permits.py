@@ -12,6 +12,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -35,7 +36,7 @@ from deployd_core.zookeeper.services import (
     gave_up,
     read_rollout,
 )
-from deployd_core.zookeeper.session import Node, Refused, Session
+from deployd_core.zookeeper.session import Node, Refused, Session, Transaction
 from deployd_core.zookeeper.status import add_report
 
 _BATCH = 32
@@ -162,6 +163,7 @@ class Desk:
         not_yet = self._unpromoted(asking) or self._queue(asking)
         if not_yet is not None:
             return not_yet
+        behind = self.place.ask_behind_us() if asking.counts else None  # in one round with the rest
         scene = self._look(asking)
         if scene is None:
             ensure_scaffold(self._session, self._service)
@@ -171,10 +173,10 @@ class Desk:
         if isinstance(decision, Denied):
             self.place.be_patient(asking.now)
             return replace(decision, stuck=self._stuck(asking, scene))
-        behind = self.place.behind_us() if asking.counts else ()
-        if behind is None or (asking.counts and self.place.path is None):
+        next_ones = behind() if behind else ()
+        if next_ones is None or (asking.counts and self.place.path is None):
             return None
-        return self._grant(asking, scene, self._also(asking, scene, behind))
+        return self._grant(asking, scene, self._also(asking, scene, next_ones))
 
     def _queue(self, asking: Asking) -> Denied | None:
         """Stand in the queue, if it matters who comes first; None when it is our turn."""
@@ -209,9 +211,11 @@ class Desk:
     def _look(self, asking: Asking) -> _Scene | None:
         """Read what the decision depends on, and watch it; None when it is not all there."""
         paths, cache = self._paths, self._cache
-        gate = cache.read((paths.rollout,))[paths.rollout]
         # In one round, on the way from a release to the next start.
+        rollout_read = cache.ask(paths.rollout)
         permits = cache.children((paths.permits, *self._roll_call.nodes))[paths.permits]
+        rollout_read()
+        gate = cache.read((paths.rollout,))[paths.rollout]
         if gate is None or permits is None:
             return None
         rollout = read_rollout(paths, {paths.rollout: gate}, Problems(self._session))
@@ -272,15 +276,20 @@ class Desk:
             if path is not None:
                 transaction.delete(path)
         try:
-            commit(self._session, transaction.commit)
+            commit(self._session, partial(self._send, transaction))
         except Refused as error:
             if error.path in snapshot.versions:
                 return Denied(code=Denial.CHANGED, reason=str(error))
             # Permits, rollout, a waiter: whichever it was is read again, though its watch may still be on the way.
             self._cache.forget(error.path)
-            return None
-        self._cache.wrote(paths.permit(self._host), there=True)
         return None
+
+    def _send(self, transaction: Transaction) -> None:
+        """Commit it, and read our own permit right behind it: what it says is needed at once."""
+        granted = transaction.send()
+        read = self._cache.ask(self._paths.permit(self._host))
+        granted()
+        read()
 
 
 def release(

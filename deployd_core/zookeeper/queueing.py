@@ -14,6 +14,7 @@ The death of a waiter takes its node with its session. One that stands still alt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 
 from deployd_core.coordination import PATIENCE, Waiter
@@ -159,19 +160,27 @@ class Place:
         """Whoever is before us is not to blame: begin to wait anew."""
         self._before_since = now
 
-    def behind_us(self) -> tuple[str, ...] | None:
-        """The nodes that wait behind ours, in their order; None when somebody is before us: we stand behind them now."""
+    def ask_behind_us(self) -> Callable[[], tuple[str, ...] | None]:
+        """Ask for the nodes that wait behind ours, and wait for the answer by calling what is returned.
+
+        They are in their order; None when somebody is before us: we stand behind them now.
+        """
         parent = self._paths.zone_queue(self._zone)
-        listing = self._session.children(parent)
-        paths = [f"{parent}/{name}" for name in (listing.names if listing is not None else ())]
-        if self.path not in paths:
-            self.path = None
-            return ()
-        place = paths.index(self.path)
-        if place and paths[place - 1] != self._before:  # the one that we know, we have lost patience with
-            self._stand_behind(paths[place - 1])
-            return None
-        return tuple(paths[place + 1 :])
+        listing = self._session.children_later(parent)
+
+        def behind_us() -> tuple[str, ...] | None:
+            found = listing()
+            paths = [f"{parent}/{name}" for name in (found.names if found is not None else ())]
+            if self.path not in paths:
+                self.path = None
+                return ()
+            place = paths.index(self.path)
+            if place and paths[place - 1] != self._before:  # the one that we know, we have lost patience with
+                self._stand_behind(paths[place - 1])
+                return None
+            return tuple(paths[place + 1 :])
+
+        return behind_us
 
     def _look_before(self, path: str) -> bool:
         """Whether a waiter is there, and watched."""

@@ -19,7 +19,7 @@ from kazoo.protocol.states import KeeperState
 from kazoo.retry import KazooRetry
 
 from deployd_core.coordination import Link
-from deployd_core.errors import ConfigError, DeploydError, NotFound, Unavailable
+from deployd_core.errors import ConfigError, DeploydError, Unavailable
 from deployd_core.zookeeper.address import Identity, client_options, split_address, why_unreachable
 from deployd_core.zookeeper.answers import (
     CREATED,
@@ -31,7 +31,10 @@ from deployd_core.zookeeper.answers import (
     Stat,
     Watch,
     WatchEvent,
+    children_of,
+    node_of,
     refusal_of,
+    stat_of,
 )
 from deployd_core.zookeeper.link import LinkMonitor
 from deployd_core.zookeeper.transaction import Operation, Transaction
@@ -171,47 +174,6 @@ class Session:
         """Wait until the link is CONNECTED; False when it is not within `timeout` seconds."""
         return self._monitor.connected.wait(timeout)
 
-    def ensure_chroot(self) -> None:
-        """Create the chroot when it is missing.
-
-        Raises:
-            Unavailable: ZooKeeper does not answer.
-        """
-        if self.stat("/") is not None or not self.chroot:
-            return
-        # kazoo cannot create its own chroot.
-        with Session(self.hosts, "", session_timeout=self.session_timeout, identity=self.identity) as bare:
-            path = ""
-            for part in self.chroot.strip("/").split("/"):
-                path += f"/{part}"
-                bare.create_if_missing(path)
-
-    def require_chroot(self) -> None:
-        """Raise unless the chroot exists.
-
-        Raises:
-            NotFound: It does not; the hint says what to type.
-            Unavailable: ZooKeeper does not answer.
-        """
-        if self.stat("/") is None:
-            raise NotFound(f"ZooKeeper at {self.hosts} has no node {self.chroot}", hint=_CHROOT_HINT)
-
-    def wait_for_chroot(self, stop: threading.Event, waiting: Callable[[str], object]) -> bool:
-        """Wait until somebody creates the chroot, saying so now and then; False when `stop` was set meanwhile.
-
-        Raises:
-            Unavailable: ZooKeeper does not answer.
-        """
-        say_at = time.monotonic()
-        while not stop.is_set():
-            if self.stat("/") is not None:
-                return True
-            if time.monotonic() >= say_at:
-                waiting(f"ZooKeeper at {self.hosts} has no node {self.chroot} yet; waiting for it ({_CHROOT_HINT})")
-                say_at = time.monotonic() + 10.0
-            stop.wait(0.5)
-        return False
-
     # Reading
 
     def get(self, path: str, watch: Watch | None = None) -> Node | None:
@@ -221,7 +183,7 @@ class Session:
     def get_many(self, paths: Iterable[str], watch: Watch | None = None) -> dict[str, Node | None]:
         """Read many nodes in one round, and in a second one arm the watches of those that do not exist."""
         found = self._pipelined(paths, lambda path: self._client.get_async(path, watch=watch))
-        nodes = {path: None if answer is None else Node(answer[0] or b"", _stat(answer[1])) for path, answer in found.items()}
+        nodes = {path: node_of(answer) for path, answer in found.items()}
         missing = [path for path, node in nodes.items() if node is None]
         if watch is None or not missing:
             return nodes
@@ -235,7 +197,7 @@ class Session:
     def stat_many(self, paths: Iterable[str], watch: Watch | None = None) -> dict[str, Stat | None]:
         """Look at many nodes in one round."""
         found = self._pipelined(paths, lambda path: self._client.exists_async(path, watch=watch))
-        return {path: None if answer is None else _stat(answer) for path, answer in found.items()}
+        return {path: None if answer is None else stat_of(answer) for path, answer in found.items()}
 
     def children(self, path: str, watch: Watch | None = None) -> Children | None:
         """List the names below a node, sorted; None when it does not exist (then no watch is armed)."""
@@ -244,9 +206,20 @@ class Session:
     def children_many(self, paths: Iterable[str], watch: Watch | None = None) -> dict[str, Children | None]:
         """List the names below many nodes in one round."""
         found = self._pipelined(paths, lambda path: self._client.get_children_async(path, watch=watch, include_data=True))
-        return {
-            path: None if answer is None else Children(tuple(sorted(answer[0])), _stat(answer[1])) for path, answer in found.items()
-        }
+        return {path: children_of(answer) for path, answer in found.items()}
+
+    def node_later(self, path: str, watch: Watch | None = None) -> Callable[[], Node | None]:
+        """Ask for a node, and wait for the answer by calling what is returned: other questions may go out meanwhile.
+
+        The answer is of the moment after everything that was sent before it. No watch is armed on a node that does not exist.
+        """
+        answers = self._ask([path], lambda path: self._client.get_async(path, watch=watch))
+        return lambda: node_of(answers()[path])
+
+    def children_later(self, path: str) -> Callable[[], Children | None]:
+        """Ask for the names below a node, as `node_later` does."""
+        answers = self._ask([path], lambda path: self._client.get_children_async(path, include_data=True))
+        return lambda: children_of(answers()[path])
 
     # Writing
 
@@ -283,7 +256,7 @@ class Session:
         Raises:
             Refused: It has another version, or does not exist.
         """
-        return _stat(self._write(path, lambda: self._client.set_async(path, data, version)))
+        return stat_of(self._write(path, lambda: self._client.set_async(path, data, version)))
 
     def delete(self, path: str, version: int = -1) -> None:
         """Delete a node without children.
@@ -310,28 +283,44 @@ class Session:
         return client
 
     def _pipelined(self, paths: Iterable[str], ask: Callable[[str], Any]) -> dict[str, Any]:
-        answers: dict[str, Any] = {}
         wanted = list(dict.fromkeys(paths))
+        answers: dict[str, Any] = {}
         for begin in range(0, len(wanted), _CHUNK):
-            chunk = wanted[begin : begin + _CHUNK]
-            self._require_link(chunk[0])
-            pending = [(path, ask(path)) for path in chunk]
-            deadline = time.monotonic() + self.operation_timeout
-            for path, answer in pending:
-                try:
-                    answers[path] = answer.get(timeout=max(0.001, deadline - time.monotonic()))
-                except kazoo_errors.NoNodeError:
-                    answers[path] = None
-                except (kazoo_errors.KazooException, KazooTimeoutError) as error:
-                    raise self._translate(error, "read", path) from error
+            answers |= self._ask(wanted[begin : begin + _CHUNK], ask)()
         return answers
 
-    def _write(self, path: str, begin: Callable[[], Any]) -> Any:
-        self._require_link(path)
+    def _ask(self, paths: Sequence[str], ask: Callable[[str], Any]) -> Callable[[], dict[str, Any]]:
+        self._require_link(paths[0])
+        pending = [(path, ask(path)) for path in paths]
+        deadline = time.monotonic() + self.operation_timeout
+
+        def answers() -> dict[str, Any]:
+            return {path: self._answer(path, answer, deadline) for path, answer in pending}
+
+        return answers
+
+    def _answer(self, path: str, answer: Any, deadline: float) -> Any:
         try:
-            return begin().get(timeout=self.operation_timeout)
+            return answer.get(timeout=max(0.001, deadline - time.monotonic()))
+        except kazoo_errors.NoNodeError:
+            return None
         except (kazoo_errors.KazooException, KazooTimeoutError) as error:
-            raise self._translate(error, "write", path) from error
+            raise self._translate(error, "read", path) from error
+
+    def _write(self, path: str, begin: Callable[[], Any]) -> Any:
+        return self._send(path, begin)()
+
+    def _send(self, path: str, begin: Callable[[], Any]) -> Callable[[], Any]:
+        self._require_link(path)
+        pending = begin()
+
+        def answer() -> Any:
+            try:
+                return pending.get(timeout=self.operation_timeout)
+            except (kazoo_errors.KazooException, KazooTimeoutError) as error:
+                raise self._translate(error, "write", path) from error
+
+        return answer
 
     def _answers(self) -> bool:
         if self._client.client_state == KeeperState.AUTH_FAILED:
@@ -348,11 +337,14 @@ class Session:
             return False
         return True
 
-    def _commit(self, operations: Sequence[Operation]) -> None:
+    def _commit(self, operations: Sequence[Operation]) -> Callable[[], None]:
         batch = self._client.transaction()
         for operation in operations:
             operation.add_to(batch)
-        results: Sequence[object] = self._write(operations[0].path, batch.commit_async)
+        answer = self._send(operations[0].path, batch.commit_async)
+        return lambda: self._judge(operations, answer())
+
+    def _judge(self, operations: Sequence[Operation], results: Sequence[object]) -> None:
         # kazoo returns the errors. Those before and after the culprit say only that they were rolled back.
         for operation, result in zip(operations, results, strict=False):
             if isinstance(result, Exception) and not isinstance(result, _ROLLED_BACK):
@@ -384,17 +376,3 @@ class Session:
 
     def _not_accepted(self) -> ConfigError:
         return ConfigError(f"ZooKeeper at {self.hosts} does not accept {self.identity}", hint="check user and password")
-
-
-_CHROOT_HINT = "`deployd services apply` creates it; if it exists elsewhere, correct the address"
-
-
-def _stat(stat: Any) -> Stat:
-    return Stat(
-        czxid=stat.czxid,
-        mzxid=stat.mzxid,
-        version=stat.version,
-        owner=stat.ephemeralOwner or 0,
-        children=stat.numChildren,
-        mtime=stat.mtime / 1000,
-    )

@@ -19,10 +19,10 @@ class Operation(NamedTuple):
 
 
 class Transaction:
-    """Collects writes and checks; nothing is sent before `commit`."""
+    """Collects writes and checks; nothing is sent before `commit` or `send`."""
 
-    def __init__(self, commit: Callable[[Sequence[Operation]], None]) -> None:
-        self._commit = commit
+    def __init__(self, send: Callable[[Sequence[Operation]], Callable[[], None]]) -> None:
+        self._send = send
         self._operations: list[Operation] = []
 
     def check(self, path: str, version: int) -> Transaction:
@@ -49,7 +49,15 @@ class Transaction:
             OutcomeUnknown: All or nothing of it happened.
             Unavailable: It was not sent.
         """
-        self._commit(self._operations)
+        self.send()()
+
+    def send(self) -> Callable[[], None]:
+        """Send it, and wait for the answer by calling what is returned: what is asked meanwhile is answered after it.
+
+        Raises:
+            Unavailable: It was not sent. The rest is raised by what is returned, as by `commit`.
+        """
+        return self._send(self._operations)
 
     def _add(self, verb: str, path: str, **arguments: Any) -> Transaction:
         self._operations.append(Operation(verb, path, arguments))

@@ -25,7 +25,7 @@ from deployd_core.spec import ServiceSpec, ServiceTable
 from deployd_core.testing.relay import Relay
 from deployd_core.testing.zookeeper import ZooKeeperServer, find_classpath, home_from_environment
 from deployd_core.zookeeper import layout
-from deployd_core.zookeeper.cache import NodeCache
+from deployd_core.zookeeper.chroot import ensure_chroot, require_chroot, wait_for_chroot
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
 from deployd_core.zookeeper.session import Identity, OutcomeUnknown, Refused, Session, split_address
 
@@ -110,18 +110,18 @@ def test_a_missing_chroot_is_said_waited_for_and_made(zookeeper: str) -> None:
     said: queue.Queue[str] = queue.Queue()
     with session_of(address) as agent, session_of(address) as person:
         with pytest.raises(NotFound, match=r"no node /t-.*/a/b") as caught:
-            agent.require_chroot()
+            require_chroot(agent)
         assert "services apply" in caught.value.hint
-        waiting = threading.Thread(target=agent.wait_for_chroot, args=(threading.Event(), said.put))
+        waiting = threading.Thread(target=wait_for_chroot, args=(agent, threading.Event(), said.put))
         waiting.start()
         assert "/a/b" in said.get(timeout=5)
 
-        person.ensure_chroot()
-        person.ensure_chroot()
+        ensure_chroot(person)
+        ensure_chroot(person)
 
         waiting.join(10)
         assert not waiting.is_alive()
-        agent.require_chroot()
+        require_chroot(agent)
 
 
 # What goes wrong while it runs
@@ -191,7 +191,7 @@ def expire(session: Session) -> None:
 def test_an_expired_session_announces_its_agent_again(zookeeper: str) -> None:
     """After expiry the agent's node is made again by the new session, without anybody asking."""
     with session_of(zookeeper) as session, session_of(zookeeper) as other:
-        session.ensure_chroot()
+        ensure_chroot(session)
         links = Links(session)
         coordination = ZooKeeperCoordination(session, "h1", bool)
         coordination.announce(AgentInfo(host="h1", instance="machine:/var/lib/deployd"))
@@ -213,7 +213,7 @@ def test_an_expired_session_announces_its_agent_again(zookeeper: str) -> None:
 def test_an_agent_replaces_its_dead_predecessor_and_no_other(zookeeper: str) -> None:
     """The node of a killed agent on the same machine is taken over at once; a namesake elsewhere is an error that names it."""
     with session_of(zookeeper) as old, session_of(zookeeper) as new, session_of(zookeeper) as namesake:
-        old.ensure_chroot()
+        ensure_chroot(old)
         mine = AgentInfo(host="h1", instance="machine-1:/var/lib/deployd", pid=4711)
         ZooKeeperCoordination(old, "h1", bool).announce(mine)
 
@@ -234,84 +234,13 @@ def test_an_agent_replaces_its_dead_predecessor_and_no_other(zookeeper: str) -> 
         assert isinstance(other.take_permit(other.snapshot("web"), FleetLimit()), Permit)
 
 
-# Watches
-
-
-def test_a_cache_reads_only_what_changed(zookeeper: str) -> None:
-    """A change marks its node; what did not change is not read again; a missing node that appears is seen."""
-    changed = threading.Event()
-    with session_of(zookeeper) as session, session_of(zookeeper) as other:
-        session.ensure_chroot()
-        other.create("/a", b"1")
-        cache = NodeCache(session, changed.set)
-        assert (b"1", None) == _data(cache)
-        assert not cache.stale
-
-        for data in (b"2", b"3"):
-            other.set("/a", data)
-            assert changed.wait(5)
-            changed.clear()
-            assert cache.stale
-            assert (data, None) == _data(cache)
-        other.create("/b", b"x")
-        assert changed.wait(5)
-
-        assert (b"3", b"x") == _data(cache)
-
-
-def _data(cache: NodeCache) -> tuple[bytes | None, ...]:
-    nodes = cache.read(["/a", "/b"])
-    return tuple(node.data if node else None for node in (nodes["/a"], nodes["/b"]))
-
-
-def test_a_change_during_a_broken_connection_is_seen_after_it(zookeeper: str) -> None:
-    """Watches die with a connection: after it nothing that was read before holds."""
-    hosts, _, chroot = zookeeper.partition("/")
-    with (
-        Relay(hosts) as relay,
-        session_of(f"{relay.address}/{chroot}", session_timeout=20) as session,
-        session_of(zookeeper) as other,
-    ):
-        other.ensure_chroot()
-        other.create("/a", b"1")
-        links = Links(session)
-        cache = NodeCache(session, bool)
-        assert (b"1", None) == _data(cache)
-
-        relay.down()
-        links.wait(Link.SUSPENDED)
-        other.set("/a", b"2")
-        relay.up()
-        links.wait(Link.CONNECTED)
-
-        assert cache.stale
-        assert (b"2", None) == _data(cache)
-
-
-def test_watches_do_not_pile_up(server: ZooKeeperServer) -> None:
-    """Reading the same nodes again and again arms each watch once."""
-    with session_of(server.address) as session:
-        session.create("/a")
-        cache = NodeCache(session, bool)
-        for _ in range(50):
-            cache.forget()
-            cache.read(["/a", "/b"])
-
-        host, _, port = server.address.partition(":")
-        with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(b"wchs")
-            answer = connection.makefile().read()
-
-    assert "Total watches:2" in answer
-
-
 # Refusals
 
 
 def test_a_refused_transaction_names_its_node_and_does_nothing(zookeeper: str) -> None:
     """Wherever the culprit stands in a transaction, it is named, and the rest of it did not happen."""
     with session_of(zookeeper) as session:
-        session.ensure_chroot()
+        ensure_chroot(session)
         session.create("/a")
         session.set("/a", b"1")
         wrong = {
@@ -334,7 +263,7 @@ def test_a_lost_answer_is_told_apart_from_a_refusal(zookeeper: str) -> None:
     """A transaction whose answer was lost has an unknown outcome, and may well have happened."""
     hosts, _, chroot = zookeeper.partition("/")
     with Relay(hosts) as relay, session_of(f"{relay.address}/{chroot}") as session:
-        session.ensure_chroot()
+        ensure_chroot(session)
         relay.lose_next_answer()
 
         with pytest.raises(OutcomeUnknown):
@@ -348,7 +277,7 @@ def test_access_that_is_not_allowed_is_said_clearly(zookeeper: str) -> None:
     """A node that we may not write is an error that names us, the node, and how to see its access list."""
     owner = Identity(digest="ops:secret")
     with session_of(zookeeper, identity=owner) as session, session_of(zookeeper) as other:
-        session.ensure_chroot()
+        ensure_chroot(session)
         session.create("/a")
         acl = session._client.get_acls("/a")[0][0]
         session._client.set_acls("/a", [acl._replace(id=acl.id._replace(scheme="auth", id=""))])
@@ -363,7 +292,7 @@ def test_access_that_is_not_allowed_is_said_clearly(zookeeper: str) -> None:
 def test_many_nodes_are_read_in_order(zookeeper: str) -> None:
     """Reading two thousand nodes, half of them missing, gives each its own answer."""
     with session_of(zookeeper) as session:
-        session.ensure_chroot()
+        ensure_chroot(session)
         for begin in range(0, 1000, 100):
             transaction = session.transaction()
             for number in range(begin, begin + 100):
