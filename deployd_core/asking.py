@@ -8,13 +8,18 @@ import msgspec
 
 from deployd_core.api import Action, FleetLimit, HostView, Plan, Strategy
 from deployd_core.boundary import Bound
+from deployd_core.config import ServiceSetup
+from deployd_core.cycle import impossible
 from deployd_core.decoding import convert
-from deployd_core.errors import PluginError
+from deployd_core.errors import ConfigError, PluginError
+from deployd_core.model import FleetView, Health, InstanceView, Phase, Role, State
 from deployd_core.units import Share
 
 PATIENCE = 5.0
 """Seconds until a strategy that has not answered is taken for one that hangs: it takes microseconds."""
 _LIMITS = (Share, type(None))
+_MANY = FleetView(hosts=1000)
+"""How many hosts there will be does not stand in a spec: enough for whatever a strategy needs."""
 
 
 def ask_strategy(strategy: Bound[Strategy[Any]], view: HostView, *, within: float | None = PATIENCE) -> Plan:
@@ -35,6 +40,36 @@ def ask_strategy(strategy: Bound[Strategy[Any]], view: HostView, *, within: floa
 
     plan = strategy.call("planning", use) if within is None else strategy.call_within(within, "planning", use)
     return check_plan(strategy, plan)
+
+
+def refuse_impossible(setup: ServiceSetup, service: str, *, where: str, hint: str = "") -> None:
+    """See that an ordinary host could restart an instance, before a spec is written or a build is enabled.
+
+    The strategy is asked what it would be asked first on a host. One that looks at the world is not: what it finds there, only a
+    host can tell, and reports.
+
+    Args:
+        setup: The spec, with its plugins made.
+        service: Its service.
+        where: The file or service it comes from, for the message.
+        hint: What to type next.
+
+    Raises:
+        ConfigError: No instance of any host could be restarted, ever.
+        DeploydError: See `ask_strategy`.
+    """
+    if setup.looks_at_the_world:
+        return
+    instances = tuple(
+        InstanceView(
+            name=instance.name, port=instance.port, phase=Phase.STALE, serves="", state=State.RUNNING, health=Health.HEALTHY
+        )
+        for instance in setup.instances
+    )
+    view = HostView(service=service, host="host", zone="default", role=Role.FLEET, build="build", instances=instances, fleet=_MANY)
+    why = impossible(ask_strategy(setup.strategy, view), setup.rules, len(instances))
+    if why:
+        raise ConfigError(f"{where}: [restart] strategy {setup.strategy.name} could restart no instance: {why}", hint=hint)
 
 
 def check_plan(strategy: Bound[Strategy[Any]], plan: Any) -> Plan:

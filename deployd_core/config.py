@@ -83,6 +83,11 @@ class ServiceSetup(Struct, frozen=True, kw_only=True, dict=True):
     probe: Bound[Probe[Any]] | None
     gate: Bound[Gate[Any]] | None
 
+    @property
+    def looks_at_the_world(self) -> bool:
+        """Whether the strategy has facts of its own, which only a host can tell."""
+        return type(self.strategy.plugin).facts is not Strategy.facts
+
     @cached_property
     def drain(self) -> DrainOptions | None:
         """How traffic is turned off; None when the strategy restarts without a gate."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from deployd_core.api import HostCall, InstanceCall, Strategy
+from deployd_core.api import HostCall, InstanceCall
 from deployd_core.config import ServiceSetup
 from deployd_core.model import Flip, Instance, InstanceView, Phase
 from deployd_core.observation import InstanceFacts
@@ -57,7 +57,7 @@ class Looking:
             self._lookout = Lookout(
                 manager=setup.manager, probe=setup.probe, gate=setup.gate, probe_timeout=float(options.timeout), owner=self._owner
             )
-        self._facts = {} if type(setup.strategy.plugin).facts is Strategy.facts else None
+        self._facts = None if setup.looks_at_the_world else {}
 
     def facts(self, wall: float) -> list[InstanceFacts]:
         """What is known of each instance, in the order of the spec, at a moment in seconds since the epoch."""
@@ -146,7 +146,7 @@ class Looking:
 
     def start_facts(self, setup: ServiceSetup, call: HostCall, *, epoch: int, now: float) -> None:
         """Have the strategy look at the world, when it is one that does and it is time."""
-        if type(setup.strategy.plugin).facts is Strategy.facts or "facts" in self._tasks.busy or now < self._next_facts:
+        if not setup.looks_at_the_world or "facts" in self._tasks.busy or now < self._next_facts:
             return
         self._next_facts = now + _FACTS_EVERY
         gather = setup.strategy.call

@@ -83,13 +83,16 @@ def command(
 
 
 def _pinned(settings: Settings, record: ServiceRecord, build: str, digest: str | None) -> str:
+    from deployd_core.asking import refuse_impossible
     from deployd_core.cli.pinning import pin
     from deployd_core.config import set_up
 
     if record.spec is None:
         raise ConfigError(f"the spec of {record.service} cannot be read: {record.problem}", hint="deployd services apply FILE")
-    source = set_up(record.spec, record.service, settings.plugins()).source
-    return pin(source, record.service, build, digest, message)
+    setup = set_up(record.spec, record.service, settings.plugins())
+    hint = f"deployd services show {record.service}, and apply it with other options"
+    refuse_impossible(setup, record.service, where=record.service, hint=hint)
+    return pin(setup.source, record.service, build, digest, message)
 
 
 def _say_what_changed(before: FleetStatus, build: str, digest: str, role: Role) -> None:

@@ -32,16 +32,18 @@ def command() -> None:
 def apply_spec(settings: Settings, *, file: Path, name: str | None) -> int:
     """Create a service from a spec, or change it.
 
-    The whole spec is checked against the options of its plugins before anything is written. Agents take it up at once; nothing
-    is restarted because of it.
+    The whole spec is checked against the options of its plugins before anything is written, and its strategy is asked whether it
+    could restart anything at all. Agents take it up at once; nothing is restarted because of it.
     """
     from deployd_core import rollouts
+    from deployd_core.asking import refuse_impossible
     from deployd_core.cli.store import connected
-    from deployd_core.config import load_spec
+    from deployd_core.config import load_spec, set_up
     from deployd_core.model import check_name
 
     service = check_name(name or file.stem, "service")
     spec = load_spec(file, settings.plugins(), service)
+    refuse_impossible(set_up(spec, service, settings.plugins()), service, where=str(file))
     with connected(settings, create=True) as session:
         applied = rollouts.apply_spec(session, service, spec)
     click.echo(f"{service} {applied.outcome}")

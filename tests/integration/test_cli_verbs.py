@@ -14,11 +14,13 @@ import threading
 import time
 
 import pytest
+from msgspec.structs import replace
 
 from deployd_core import rollouts
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.main import run
 from deployd_core.model import Role
+from deployd_core.spec import RestartTable
 
 pytestmark = pytest.mark.zookeeper
 
@@ -42,6 +44,7 @@ def test_service_is_created_changed_and_left_alone(desk):
     [
         ('strategy = "concurrency"', 'strategy = "concurency"', "there is no strategy 'concurency'. Did you mean 'concurrency'?"),
         ("limit = 1", 'limit = "many"', "[restart.options]"),
+        ("limit = 1", "min_available = 2", "[restart] strategy concurrency could restart no instance: min_available keeps 2 of 2"),
         ("limit = 1", "limits = 1", "unknown key 'limits', did you mean 'limit'?"),
         ('root = "/srv/{name}"', 'root = "srv"', "must be an absolute path"),
         ("[service]", "[servce]", "'servce'"),
@@ -145,6 +148,22 @@ def test_what_cannot_be_enabled_is_refused(desk, arguments, code, message):
 
     assert (code, "") == refused[:2]
     assert message in refused[2]
+    assert rollouts.read_service(desk.session, "web").enabled is None
+
+
+def test_enabling_asks_the_strategy_of_the_stored_spec(desk):
+    """A spec that was stored with options under which nothing could ever restart is refused when a build is enabled."""
+    desk.apply("h1")
+    desk.build("v1")
+    spec = rollouts.read_service(desk.session, "web").spec
+    floor = RestartTable(strategy="concurrency", options={"limit": 1, "min_available": "100%"})
+    rollouts.apply_spec(desk.session, "web", replace(spec, restart=floor))
+
+    code, output, error = desk.type("enable", "web", "v1")
+
+    assert (1, "") == (code, output)
+    assert "web: [restart] strategy concurrency could restart no instance: min_available keeps 2 of 2 instances up" in error
+    assert "Try: deployd services show web, and apply it with other options" in error
     assert rollouts.read_service(desk.session, "web").enabled is None
 
 
