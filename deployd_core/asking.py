@@ -1,12 +1,13 @@
-"""Asks a strategy, and checks what it says before anything is made of it."""
+"""Asks a strategy, for its plan and for its facts, and checks what it says before anything is made of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from deployd_core.api import Action, FleetLimit, HostView, Plan, Strategy
+from deployd_core.api import Action, FleetLimit, HostCall, HostView, Plan, Strategy
 from deployd_core.boundary import Bound
 from deployd_core.config import ServiceSetup
 from deployd_core.cycle import impossible
@@ -17,6 +18,8 @@ from deployd_core.units import Share
 
 PATIENCE = 5.0
 """Seconds until a strategy that has not answered is taken for one that hangs: it takes microseconds."""
+FACTS_TIMEOUT, FACTS_GRACE = 5.0, 5.0
+"""Seconds that a strategy's look at the world may take, and what it gets beyond them before it is abandoned."""
 _LIMITS = (Share, type(None))
 _MANY = FleetView(hosts=1000)
 """How many hosts there will be does not stand in a spec: enough for whatever a strategy needs."""
@@ -40,6 +43,29 @@ def ask_strategy(strategy: Bound[Strategy[Any]], view: HostView, *, within: floa
 
     plan = strategy.call("planning", use) if within is None else strategy.call_within(within, "planning", use)
     return check_plan(strategy, plan)
+
+
+def ask_facts(strategy: Bound[Strategy[Any]], call: HostCall, *, within: float | None) -> dict[str, object]:
+    """What a strategy finds out about a host, for `HostView.facts`.
+
+    Args:
+        strategy: Whom to ask.
+        call: What it is told of the host.
+        within: Seconds to wait, on a thread of its own; None asks on this thread, for as long as it takes.
+
+    Raises:
+        DeploydError: The strategy raised it.
+        PluginError: It raised anything else, did not answer in time, or what it returned are no values by name.
+    """
+
+    def use(plugin: Strategy[Any]) -> Any:
+        return plugin.facts(call)
+
+    doing = "gathering facts"
+    found = strategy.call(doing, use) if within is None else strategy.call_within(within, doing, use)
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise PluginError(f"strategy {strategy.name} [{strategy.provider}] returned no facts, which are values by name: {found!r}")
+    return dict(found)
 
 
 def refuse_impossible(setup: ServiceSetup, service: str, *, where: str, hint: str = "") -> None:

@@ -111,6 +111,7 @@ class ServiceSetup(Struct, frozen=True, kw_only=True, dict=True):
             healthy_timeout=float(table.healthy_timeout),
             restart_timeout=float(table.restart_timeout),
             min_available=table.min_available,
+            looks=self.looks_at_the_world,
             revert=self.spec.rollout.on_host_failure is OnHostFailure.REVERT,
         )
 

@@ -20,7 +20,7 @@ import msgspec
 
 from deployd_core import ending
 from deployd_core.acts import Act, Advance, CloseIdle, Restart
-from deployd_core.api import HostCall, InstanceCall
+from deployd_core.api import InstanceCall
 from deployd_core.asking import ask_strategy
 from deployd_core.clock import Clock, rfc3339
 from deployd_core.config import ServiceSetup, root_of, set_up
@@ -244,10 +244,7 @@ class Engine:
             return scene.instance_call(instance.name, timeout)
 
         self._looking.start(decision, call, disk.flips, epoch=self._epoch, now=now)
-        here = HostCall(
-            service=self.service, host=scene.host, zone=scene.zone, address=scene.address, root=scene.root, timeout=_REREAD_EVERY
-        )
-        self._looking.start_facts(setup, here, epoch=self._epoch, now=now)
+        self._looking.start_facts(setup, scene.host_call, epoch=self._epoch, now=now)
         return scene
 
     def _start_act(self, act: Act, scene: Scene) -> None:
@@ -305,7 +302,7 @@ class Engine:
         elif kind == "report":
             self._report.sent(error)
         elif kind == "facts":
-            self._looking.learnt(outcome.value if error is None else {})
+            self._looking.learnt(outcome.value, error)
         else:
             self._take_act(kind, name, outcome, error)
 
@@ -365,7 +362,8 @@ class Engine:
     # Report.
 
     def _status(self, decision: Decision, snapshot: Snapshot) -> HostStatus:
-        return self._report.status(decision, snapshot, self._looking.facts(self._clock.time()), last_error=self._last_error)
+        error = self._looking.facts_problem or self._last_error
+        return self._report.status(decision, snapshot, self._looking.facts(self._clock.time()), last_error=error)
 
     def _tell(self, decision: Decision, snapshot: Snapshot) -> HostStatus:
         status = self._status(decision, snapshot)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from deployd_core.api import HostCall, InstanceCall
+from deployd_core.asking import FACTS_GRACE, FACTS_TIMEOUT, ask_facts
 from deployd_core.config import ServiceSetup
+from deployd_core.errors import DeploydError
 from deployd_core.model import Flip, Instance, InstanceView, Phase
 from deployd_core.observation import InstanceFacts
 from deployd_core.planner import Decision, HostStep
@@ -31,7 +33,6 @@ _PATIENCE = 60.0
 """Seconds after which an instance that nothing is done to, and nothing is learnt of, is looked at no more often than others."""
 _SPARE = 10.0
 """Seconds that managers and gates get in a look, beside the probe."""
-_FACTS_TIMEOUT = 10.0
 _FACTS_EVERY = 5.0
 
 
@@ -46,6 +47,8 @@ class Looking:
         self._lookout: Lookout | None = None
         self._stable_for = 0.0
         self._facts: dict[str, object] | None = {}
+        self.facts_problem = ""
+        """Why the strategy could not find out about the host; empty when it could."""
         self._next_facts = 0.0
 
     def follow(self, setup: ServiceSetup) -> None:
@@ -57,7 +60,7 @@ class Looking:
             self._lookout = Lookout(
                 manager=setup.manager, probe=setup.probe, gate=setup.gate, probe_timeout=float(options.timeout), owner=self._owner
             )
-        self._facts = None if setup.looks_at_the_world else {}
+        self._facts, self.facts_problem = None if setup.looks_at_the_world else {}, ""
 
     def facts(self, wall: float) -> list[InstanceFacts]:
         """What is known of each instance, in the order of the spec, at a moment in seconds since the epoch."""
@@ -111,9 +114,9 @@ class Looking:
         if name in self._watches:
             self._watches[name].saw(sighting, started=started, ended=ended)
 
-    def learnt(self, facts: dict[str, object]) -> None:
-        """Take what the strategy found out."""
-        self._facts = facts
+    def learnt(self, facts: dict[str, object] | None, error: DeploydError | None) -> None:
+        """Take what the strategy found out, or why it could not."""
+        self._facts, self.facts_problem = facts or {}, error.message if error is not None else ""
 
     def start(
         self,
@@ -144,16 +147,16 @@ class Looking:
                 epoch=epoch,
             )
 
-    def start_facts(self, setup: ServiceSetup, call: HostCall, *, epoch: int, now: float) -> None:
+    def start_facts(self, setup: ServiceSetup, make_call: Callable[[float], HostCall], *, epoch: int, now: float) -> None:
         """Have the strategy look at the world, when it is one that does and it is time."""
         if not setup.looks_at_the_world or "facts" in self._tasks.busy or now < self._next_facts:
             return
         self._next_facts = now + _FACTS_EVERY
-        gather = setup.strategy.call
+        call = make_call(FACTS_TIMEOUT)
         self._tasks.start(
             "facts",
-            lambda: dict(gather("gathering facts", lambda strategy: strategy.facts(call))),
-            timeout=_FACTS_TIMEOUT,
+            lambda: ask_facts(setup.strategy, call, within=None),
+            timeout=FACTS_TIMEOUT + FACTS_GRACE,
             epoch=epoch,
         )
 

@@ -32,6 +32,8 @@ class Rules(Struct, frozen=True, kw_only=True):
     healthy_timeout: float = 300.0
     restart_timeout: float = 0.0
     min_available: Share = Share(0)
+    looks: bool = False
+    """Whether the strategy looks at the world: what it finds impossible may be so because of what it saw there."""
     revert: bool = True
     """Whether a host goes back to its last good release when the wanted one has failed on it."""
 

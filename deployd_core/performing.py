@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from deployd_core import warmup
@@ -33,7 +34,7 @@ from deployd_core.acts import (
     Unpack,
     WarmUp,
 )
-from deployd_core.api import BuildCall, ClosedGate, DrainOptions, Gate, GateCall, InstanceCall, Passing, StepCall
+from deployd_core.api import BuildCall, ClosedGate, DrainOptions, Gate, GateCall, HostCall, InstanceCall, Passing, StepCall
 from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.clock import Clock
 from deployd_core.config import ServiceSetup, step_timeout
@@ -89,15 +90,14 @@ class Scene(Struct, frozen=True, kw_only=True):
     cancel: threading.Event
     """Set when another build is wanted, or the agent stops: long transfers end."""
 
+    def host_call(self, timeout: float) -> HostCall:
+        """What a strategy that looks at the host is told."""
+        return HostCall(service=self.service, host=self.host, zone=self.zone, address=self.address, root=self.root, timeout=timeout)
+
     def instance_call(self, name: str, timeout: float) -> InstanceCall:
         """What a manager or a probe is told."""
         return InstanceCall(
-            service=self.service,
-            host=self.host,
-            zone=self.zone,
-            address=self.address,
-            root=self.root,
-            timeout=timeout,
+            **msgspec.structs.asdict(self.host_call(timeout)),
             instance=next(instance for instance in self.setup.instances if instance.name == name),
             build=self.current,
             release=self.root / "releases" / self.current if self.current else None,

@@ -307,14 +307,15 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
     )
 
 
-def _obstacle(seen: Observation, plan: Plan) -> tuple[str, Remedy]:
+def _obstacle(seen: Observation, plan: Plan) -> tuple[str, Remedy | None]:
     """What a person must change before anything is disturbed, and where; empty when there is nothing."""
     blind = [facts for facts in seen.instances if facts.gate_problem] if seen.rules.drain and not seen.permit.held else []
     if blind:
         return f"{blind[0].name}: {blind[0].gate_problem}", Remedy.HOST
     if seen.flip_problem and not seen.flipped:
         return seen.flip_problem, Remedy.HOST
-    return cycle.impossible(plan, seen.rules, len(seen.instances)), Remedy.SPEC
+    unknown = seen.rules.looks and plan.impossible
+    return cycle.impossible(plan, seen.rules, len(seen.instances)), None if unknown else Remedy.SPEC
 
 
 def _plan_permit(seen: Observation, views: tuple[InstanceView, ...], plan: Plan) -> Decision:
@@ -335,7 +336,7 @@ def _begin(seen: Observation, step: HostStep, act: Act, views: tuple[InstanceVie
 
 def _blocked(
     seen: Observation,
-    remedy: Remedy,
+    remedy: Remedy | None,
     reason: str,
     *,
     acts: tuple[Act, ...] = (),

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from deployd_core.api import Gate, GateCall, HostCall, InstanceCall, Passing
-from deployd_core.asking import ask_strategy
+from deployd_core.asking import FACTS_GRACE, ask_facts, ask_strategy
 from deployd_core.boundary import Bound
 from deployd_core.config import AgentConfig, ServiceSetup, root_of, set_up
 from deployd_core.coordination import Enabled, Snapshot
@@ -116,7 +116,6 @@ def look(here: Here) -> Observation:
         timeout = float(setup.probe_options.timeout)
         lookout = Lookout(manager=setup.manager, probe=setup.probe, gate=setup.gate, probe_timeout=timeout, owner=here.owner)
         facts = [_look_at(here, lookout, instance) for instance in setup.instances]
-    strategy = setup.strategy
     return observe(
         here.snapshot,
         setup,
@@ -127,7 +126,7 @@ def look(here: Here) -> Observation:
         busy=frozenset(),
         setbacks={},
         waits={},
-        facts=dict(strategy.call("gathering facts", lambda plugin: plugin.facts(here.host_call()))),
+        facts=ask_facts(setup.strategy, here.host_call(), within=_TIMEOUT + FACTS_GRACE) if setup.looks_at_the_world else {},
         advanced=True,
         connected=True,
         now=now,

@@ -35,6 +35,8 @@ class Ended(msgspec.Struct):
 
     step: str
     reason: str
+    remedy: str
+    last_error: str
     fewest: int
     """Healthy instances at the worst moment."""
     others: str
@@ -135,7 +137,15 @@ def live(directory: Path, strategy: str) -> Ended:
         host.apply("other", "all-at-once")
         host.enable("other", "v3")
         others = host.wait("other", "v3", ("converged",))
-        return Ended(step=status.step, reason=status.reason, fewest=host.fewest, others=others.step, restarts=len(restarts))
+        return Ended(
+            step=status.step,
+            reason=status.reason,
+            remedy=status.remedy,
+            last_error=status.last_error,
+            fewest=host.fewest,
+            others=others.step,
+            restarts=len(restarts),
+        )
     finally:
         host.stop.set()
         FakeManager.processes.kill()
@@ -160,3 +170,19 @@ def test_a_bad_strategy_is_harmless(strategy: str, step: str, reason: str, resta
 
     assert (step, 3 if restarts else 4, "converged", restarts) == (ended.step, ended.fewest, ended.others, ended.restarts), ended
     assert reason in ended.reason
+
+
+@pytest.mark.parametrize(
+    ("strategy", "error"),
+    [
+        ("looks-in-vain", "failed gathering facts: FileNotFoundError"),
+        ("looks-for-ever", "facts: no answer within 10 s"),
+        ("finds-no-names", "returned no facts, which are values by name: ['web@1']"),
+    ],
+)
+def test_a_look_that_fails_is_reported_beside_what_the_strategy_makes_of_it(strategy: str, error: str, tmp_path: Path) -> None:
+    """The host is blocked by the strategy's own word, with why it knows no better; that the spec is to blame nobody claims."""
+    ended = run_in_child(lambda: live(tmp_path, strategy), timeout=150)
+
+    assert ("blocked", "nobody knows the primary", "", 0) == (ended.step, ended.reason, ended.remedy, ended.restarts)
+    assert error in ended.last_error

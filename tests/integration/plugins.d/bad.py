@@ -6,12 +6,13 @@ import os
 import random
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from deployd_core.api import FleetOptions, HostView, Meta, Options, Phase, Plan, Share, Strategy, hookimpl
+from deployd_core.api import FleetOptions, HostCall, HostView, Meta, Options, Phase, Plan, Share, Strategy, hookimpl
 
 
 class NarrowOptions(FleetOptions, frozen=True, kw_only=True):
@@ -231,6 +232,42 @@ class BeginsOnlyAtTheBeginning(Strategy[Options]):
     def plan(self, view: HostView) -> Plan:
         fresh = all(found.phase is Phase.STALE for found in view.instances)
         return Plan(cycle=view.stale if fresh else (), why="all in one go")
+
+
+class Looks(Strategy[Options]):
+    """What all have in common that look at the world before they plan."""
+
+    def plan(self, view: HostView) -> Plan:
+        unknown = "" if view.facts else "nobody knows the primary"
+        return Plan(cycle=() if unknown else view.stale[:1], why=unknown or "one by one", impossible=unknown)
+
+
+class LooksInVain(Looks):
+    """Look for a file that is not there."""
+
+    name = "looks-in-vain"
+
+    def facts(self, host: HostCall) -> Mapping[str, object]:
+        return {"primary": Path("/nonexistent/primary").read_text(encoding="utf-8")}
+
+
+class LooksForEver(Looks):
+    """Wait for an answer that never comes."""
+
+    name = "looks-for-ever"
+
+    def facts(self, host: HostCall) -> Mapping[str, object]:
+        threading.Event().wait()
+        return {}
+
+
+class FindsNoNames(Looks):
+    """Return values without names."""
+
+    name = "finds-no-names"
+
+    def facts(self, host: HostCall) -> Mapping[str, object]:
+        return ["web@1"]  # type: ignore[return-value]
 
 
 @hookimpl
