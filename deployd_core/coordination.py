@@ -189,6 +189,8 @@ class HistoryEntry(Struct, frozen=True, kw_only=True):
     """The host it is about, if it is about one."""
     rollout: str = ""
     """The rollout it is about; one that it begins has no name before it is written, and is told by its build and time."""
+    nonce: str = ""
+    """Chosen by who gave the order, to recognise it when the answer to its commit was lost and others have written since."""
 
 
 class InstanceStatus(Struct, frozen=True, kw_only=True):

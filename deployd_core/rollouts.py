@@ -1,6 +1,6 @@
 """What people do: apply a spec, enable a build, promote it, go back, look at the hosts, decide about them, stop and go on.
 
-Each verb is complete when it returns: one transaction, tried again when somebody else was faster. Who did it and when is stored.
+Each verb is one transaction, and complete when it returns; `deployd_core.zookeeper.orders` says when it is tried again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A TCP relay in front of a ZooKeeper server that can go down, swallow the answer to a transaction, or hold it up."""
+"""A TCP relay in front of a ZooKeeper server that can go down, lose a transaction or the answer to one, or hold it up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Relay:
         self._server = (host, int(port))
         self._lock = threading.Lock()
         self._down = False
-        self._swallow = False
+        self._loses = ""
+        self._meanwhile: Callable[[], object] = bool
         self._first: Callable[[], object] | None = None
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -52,9 +53,13 @@ class Relay:
         """Pass connections on again."""
         self._down = False
 
-    def lose_next_answer(self) -> None:
-        """Let the next transaction reach the server, and cut the connection when its answer comes."""
-        self._swallow = True
+    def lose_next_answer(self, meanwhile: Callable[[], object] = bool) -> None:
+        """Let the next transaction reach the server, and cut the connection when its answer comes and `meanwhile` is done."""
+        self._loses, self._meanwhile = "answer", meanwhile
+
+    def lose_next_transaction(self, meanwhile: Callable[[], object] = bool) -> None:
+        """Let the next transaction not reach the server, and cut the connection when `meanwhile` is done."""
+        self._loses, self._meanwhile = "transaction", meanwhile
 
     def before_next_transaction(self, action: Callable[[], object]) -> None:
         """Do something when the next transaction has been sent, and before the server gets it."""
@@ -118,8 +123,11 @@ class Relay:
             action, self._first = (self._first, None) if is_multi else (None, self._first)
             if action is not None:
                 action()
-            if is_multi and self._swallow:
-                self._swallow = False
+            if is_multi and self._loses:
+                loses, self._loses = self._loses, ""
+                if loses == "transaction":
+                    self._meanwhile()
+                    return
                 lost.set()
             sink.sendall(frame)
             first = False
@@ -127,6 +135,8 @@ class Relay:
     def _answers(self, source: socket.socket, sink: socket.socket, lost: threading.Event) -> None:
         while (data := source.recv(65536)) and not lost.is_set():
             sink.sendall(data)
+        if data:
+            self._meanwhile()
 
 
 def _read_frame(source: socket.socket) -> bytes:

@@ -1,7 +1,12 @@
-"""What people order: each is one transaction that carries its entry in the history, tried again when somebody else was faster."""
+"""What people order: each is one transaction that carries its entry in the history, tried again when somebody else was faster.
+
+An order whose answer was lost is told by its entry, whatever others have written over it: it is carried out once. When it was not
+carried out and somebody else has ordered something meanwhile, it is not repeated over that.
+"""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
@@ -18,7 +23,7 @@ from deployd_core.zookeeper.services import (
     Problems,
     ServiceRecord,
     assemble,
-    commit_or_look_again,
+    commit,
     ensure_scaffold,
     gave_up,
     no_such_service,
@@ -26,7 +31,46 @@ from deployd_core.zookeeper.services import (
     read_rollout,
     record_paths,
 )
-from deployd_core.zookeeper.session import Node, Session
+from deployd_core.zookeeper.session import Node, Refused, Session
+from deployd_core.zookeeper.transaction import Transaction
+
+
+class _Order:
+    """An order on its way."""
+
+    def __init__(self, session: Session, service: str, entry: HistoryEntry) -> None:
+        self._session = session
+        self._paths = ServicePaths(service)
+        self.entry = replace(entry, nonce=secrets.token_hex(8))
+        self.sent = False
+        """A commit of it was not refused: it was carried out, or its answer was lost."""
+
+    def commit(self, transaction: Transaction, entry: HistoryEntry | None = None) -> bool:
+        """Send it, with its entry; False when it was refused, or its answer was lost.
+
+        Raises:
+            Unavailable: As `commit` of `deployd_core.zookeeper.services` says.
+        """
+        transaction.create(self._paths.history_entry, layout.encode(entry or self.entry), sequence=True)
+        try:
+            answered = commit(self._session, transaction.commit)
+        except Refused:
+            return False
+        self.sent = True
+        return answered
+
+    def carried_out(self) -> int | None:
+        """The zxid of the transaction that carried it out; None when there was none before what was read last."""
+        if not self.sent:
+            return None
+        children, problems = self._session.children(self._paths.history), Problems(self._session)
+        nodes = self._session.get_many(self._paths.history_child(name) for name in (children.names if children else ()))
+        for path, node in nodes.items():
+            found = problems.read(layout.decode_history, path, node, None)
+            if node is not None and found is not None and found.nonce == self.entry.nonce:
+                prune_history(self._session, self._paths)
+                return node.stat.czxid
+        return None
 
 
 def write_enabled(session: Session, service: str, entry: HistoryEntry, *, expect: ServiceRecord | None = None) -> str:
@@ -42,9 +86,10 @@ def write_enabled(session: Session, service: str, entry: HistoryEntry, *, expect
 
     Raises:
         NotFound: No such service.
-        Conflict: Another rollout has begun than the one that was expected.
+        Conflict: Another rollout has begun than the one that was expected, or since a commit whose answer was lost and that never
+            happened.
     """
-    paths = ServicePaths(service)
+    paths, order = ServicePaths(service), _Order(session, service, entry)
     target = paths.enabled_for(entry.role)
     restart = entry.verb is Verb.RESTART
     data = layout.encode(Enabled(build=entry.build, digest=entry.digest, by=entry.by, at=entry.at, restart=restart))
@@ -53,9 +98,8 @@ def write_enabled(session: Session, service: str, entry: HistoryEntry, *, expect
         node, gate, spec = nodes[target], nodes[paths.rollout], nodes[paths.spec]
         if spec is None:
             raise no_such_service(session, service)
-        if node is not None and node.data == data:  # the answer to our own commit was lost
-            prune_history(session, paths)
-            return layout.rollout_id(entry.build, node.stat.mzxid)
+        if (zxid := order.carried_out()) is not None:
+            return layout.rollout_id(entry.build, zxid)
         if node is None or gate is None or nodes[paths.permits] is None:
             ensure_scaffold(session, service)
             continue
@@ -69,8 +113,8 @@ def write_enabled(session: Session, service: str, entry: HistoryEntry, *, expect
         if joins:
             canary = nodes[paths.canary]
             transaction.set(paths.canary, b"", canary.stat.version if canary else -1)
-        transaction.create(paths.history_entry, layout.encode(entry), sequence=True)
-        commit_or_look_again(session, transaction.commit)
+        order.commit(transaction)
+        expect = record if order.sent else expect
     raise gave_up(session, target)
 
 
@@ -82,11 +126,26 @@ def require_same(record: ServiceRecord, expect: ServiceRecord | None) -> None:
     """
 
     def under_way(found: ServiceRecord) -> tuple[object, ...]:
-        return found.fleet_rollout, found.canary_rollout, found.rollout.state
+        return found.fleet_rollout, found.canary_rollout, found.rollout.state, found.rollout.by, found.rollout.why
 
     if expect is not None and under_way(record) != under_way(expect):
-        now = f"{record.fleet_rollout or 'nothing'}, {record.rollout.state.value}"
-        raise Conflict(f"{record.service} has gone on meanwhile: {now}", hint=f"deployd status {record.service}")
+        raise Conflict(
+            f"{record.service} has gone on meanwhile, and this was not done: {_there_now(record)}",
+            hint=f"deployd status {record.service}",
+        )
+
+
+def _there_now(record: ServiceRecord) -> str:
+    """What a service was told last, and by whom."""
+    rollout = record.rollout
+    told = [(record.fleet_rollout, record.enabled, ""), (record.canary_rollout, record.canary, " for the canary hosts")]
+    parts = [f"{rollout_id} is enabled{whom}{_by(enabled.by)}" for rollout_id, enabled, whom in told if enabled is not None]
+    stopped = f"the rollout is {rollout.state.value}{_by(rollout.by)}{f': {rollout.why}' if rollout.why else ''}"
+    return "; ".join([*(parts or ["nothing is enabled"]), stopped])
+
+
+def _by(whom: str) -> str:
+    return f" by {whom}" if whom else ""
 
 
 def _joins_the_fleet(record: ServiceRecord, entry: HistoryEntry) -> bool:
@@ -109,27 +168,34 @@ def change_rollout(
 
     Raises:
         NotFound: No such service.
+        Conflict: Another order came since a commit whose answer was lost and that never happened.
     """
-    paths = ServicePaths(service)
+    paths, order = ServicePaths(service), _Order(session, service, entry)
+    expect: ServiceRecord | None = None
+    sent = Rollout()
     for _ in range(ATTEMPTS):
         nodes = session.get_many(record_paths(paths))
         node = nodes[paths.rollout]
+        if order.carried_out() is not None:
+            return sent
         if nodes[paths.spec] is None:
             raise no_such_service(session, service)
         if node is None:
             ensure_scaffold(session, service)
             continue
         record = assemble(session, service, nodes)
+        require_same(record, expect)
         before = read_rollout(paths, nodes, Problems(session))
         rollout = change(before, record)
         if rollout == before and node.data.strip():
             return rollout
-        about = replace(entry, rollout=record.fleet_rollout, build=record.enabled.build if record.enabled else "")
+        about = replace(order.entry, rollout=record.fleet_rollout, build=record.enabled.build if record.enabled else "")
         transaction = session.transaction().set(paths.rollout, layout.encode(rollout), node.stat.version)
-        transaction.create(paths.history_entry, layout.encode(about), sequence=True)
-        if commit_or_look_again(session, transaction.commit):
+        if order.commit(transaction, about):
             prune_history(session, paths)
             return rollout
+        if order.sent:
+            expect, sent = record, rollout
     raise gave_up(session, paths.rollout)
 
 
@@ -141,12 +207,15 @@ def about_host(session: Session, service: str, host: str, entry: HistoryEntry) -
 
     Raises:
         NotFound: No such service, or no such host in it.
-        Conflict: It is to be given up or retired, and its agent lives.
+        Conflict: It is to be given up or retired, and its agent lives; or it has gone on since a commit that never happened.
     """
-    paths = ServicePaths(service)
+    paths, order = ServicePaths(service), _Order(session, service, replace(entry, host=host))
     own = (paths.host(host), paths.permit(host), paths.status(host), paths.down(host))
+    expect: Mapping[str, Node | None] | None = None
     for _ in range(ATTEMPTS):
         nodes = session.get_many((*own, layout.agent(host)))
+        if order.carried_out() is not None:
+            return True
         if nodes[paths.host(host)] is None and nodes[paths.permit(host)] is None:
             raise no_such_host(session, service, host)
         if entry.verb in (Verb.RETIRE, Verb.LOST) and nodes[layout.agent(host)] is not None:
@@ -158,16 +227,42 @@ def about_host(session: Session, service: str, host: str, entry: HistoryEntry) -
         excused = _excused(session, paths.host(host), nodes, entry)
         if not removed and excused is None:
             return False
+        _require_same_host(service, host, nodes, expect)
         transaction = session.transaction()
         for path in removed:
             transaction.delete(path)
         if excused is not None:
             transaction.set(paths.host(host), *excused)
-        transaction.create(paths.history_entry, layout.encode(replace(entry, host=host)), sequence=True)
-        if commit_or_look_again(session, transaction.commit):
+        if order.commit(transaction):
             prune_history(session, paths)
             return True
+        expect = nodes if order.sent else None
     raise gave_up(session, paths.host(host))
+
+
+def _require_same_host(service: str, host: str, nodes: Mapping[str, Node | None], expect: Mapping[str, Node | None] | None) -> None:
+    """See that a host is registered as it was, and holds what it held, when an order about it was sent.
+
+    Raises:
+        Conflict: It is not so.
+    """
+    if expect is None:
+        return
+    paths = ServicePaths(service)
+    path, now = paths.permit(host), ""
+    permit = nodes[path]
+    if permit is not None and _written_since(expect[path], permit):
+        held = layout.decode_permit(path, permit.data, permit.stat)
+        now = f"it holds another permit, since {held.since} for {held.rollout}"
+    elif _written_since(expect[paths.host(host)], nodes[paths.host(host)]):
+        now = "it is registered anew"
+    if now:
+        raise Conflict(f"{host} has gone on meanwhile, and this was not done: {now}", hint=f"deployd why {service} {host}")
+
+
+def _written_since(before: Node | None, now: Node | None) -> bool:
+    """Whether a node that is there was created or written since it was read before."""
+    return now is not None and (before is None or before.stat.mzxid != now.stat.mzxid)
 
 
 def _removed_by(verb: Verb, paths: ServicePaths, host: str) -> tuple[str, ...]:

@@ -157,7 +157,7 @@ def test_enabling_is_one_write_of_everything(session: Session) -> None:
     assert (
         HistoryEntry(build="v1", digest=DIGEST, role=Role.FLEET, by="ann", at=at),
         HistoryEntry(build="v2", role=Role.CANARY, by="bob", at=at),
-    ) == rollouts.history(session, "web")
+    ) == tuple(replace(entry, nonce="") for entry in rollouts.history(session, "web"))
     stats = session.stat_many((WEB.canary, WEB.rollout))
     assert 1 == len({stat.mzxid for stat in stats.values() if stat})
 
