@@ -49,6 +49,7 @@ class Request(Struct, frozen=True, kw_only=True):
     granted: int = 0
     """Permits granted since the rollout began."""
     last_grant: datetime | None = None
+    """When the last permit was granted, in whatever rollout; None when none ever was."""
     limit: FleetLimit
     now: datetime
 
@@ -202,7 +203,8 @@ def _zone_full(request: Request) -> Denied | None:
 
 
 def _staggered(request: Request) -> Denied | None:
-    if not request.policy.stagger or request.last_grant is None or not request.granted:
+    # A bound on how fast hosts restart, whatever for: a newer build or a retry in mid-rollout is no reason to have two at once.
+    if not request.policy.stagger or request.last_grant is None:
         return None
     until = request.last_grant + timedelta(seconds=float(request.policy.stagger))
     if request.now >= until:

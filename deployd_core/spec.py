@@ -138,7 +138,7 @@ class RolloutTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ramp: Annotated[
         tuple[Share, ...], Meta(description='limits to begin with, such as [1, "10%"]: one more step after as many hosts')
     ] = ()
-    stagger: Annotated[Duration, Meta(description="shortest time from one host's permit to the next")] = Duration("0s")
+    stagger: Annotated[Duration, Meta(description="shortest time from one permit to the next, whatever rollout")] = Duration("0s")
     canary_first: Annotated[bool, Meta(description="canary hosts go first, the others when the build is promoted")] = False
     promotion: Annotated[Promotion, Meta(description="who promotes a build from the canaries to the fleet")] = Promotion.MANUAL
     bake: Annotated[Duration, Meta(description="how long canaries must have been healthy before an automatic promotion")] = (

@@ -90,6 +90,7 @@ class _Scene(Struct, frozen=True, kw_only=True):
     admission: int
     """Version of the node above the permits."""
     granted_at: float
+    """When it was last written, which is a grant unless that version is 0: then it was only created."""
     roll: Roll
 
 
@@ -348,7 +349,7 @@ def _request(asking: Asking, scene: _Scene, host: str) -> Request:
         hosts=scene.roll.hosts,
         zone_hosts=scene.roll.zone_hosts,
         granted=scene.admission - scene.rollout.grants_before,
-        last_grant=datetime.fromtimestamp(scene.granted_at, UTC),
+        last_grant=datetime.fromtimestamp(scene.granted_at, UTC) if scene.admission else None,
         limit=asking.limit,
         now=asking.now,
     )

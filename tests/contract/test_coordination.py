@@ -1094,6 +1094,21 @@ def test_a_stagger_keeps_hosts_apart(world: World) -> None:
     assert None is code_of(take_until_known(second))
 
 
+def test_a_stagger_holds_from_one_rollout_to_the_next(world: World) -> None:
+    """A newer build in mid-rollout is no reason to have the next host begin at once."""
+    world.apply(make_spec(stagger=Duration("10m")))
+    first, second = joined(world, "h1"), joined(world, "h2")
+    world.enable("v1")
+    four = FleetLimit(hosts=Share(4))
+    assert None is code_of(take_until_known(first, four))
+
+    settled(second, world.enable("v2"))
+
+    assert Denial.STAGGER is code_of(take_until_known(second, four))
+    world.clock.ahead += timedelta(minutes=11)
+    assert None is code_of(take_until_known(second, four))
+
+
 def test_min_available_is_kept(world: World) -> None:
     """No host begins while fewer others would be left than must stay."""
     world.apply(make_spec(min_available=Share(2)))

@@ -184,7 +184,14 @@ def test_failures_of_other_rollouts_do_not_count() -> None:
             "2026-11-23T12:00:01.000+00:00",
         ),
         (RolloutTable(stagger=Duration("30s")), {"last_grant": NOW - timedelta(seconds=30), "granted": 1}, None, "", None),
-        (RolloutTable(stagger=Duration("30s")), {"last_grant": NOW, "granted": 0}, None, "", None),
+        (
+            RolloutTable(stagger=Duration("30s")),
+            {"last_grant": NOW - timedelta(seconds=10), "granted": 0},  # in the rollout before this one, or before a retry
+            Denial.STAGGER,
+            "30s must pass from one host to the next",
+            "2026-11-23T12:00:20.000+00:00",
+        ),
+        (RolloutTable(stagger=Duration("30s")), {"last_grant": None, "granted": 0}, None, "", None),
     ],
 )
 def test_a_rollout_may_have_to_wait(

@@ -82,8 +82,7 @@ class Rollouts(RuleBasedStateMachine):
         self.permits: set[str] = set()
         """Who holds one, as far as what was done here says."""
         self.most_held, self.most_budget = 0, 0
-        self.last_grant = ("", 0, self.now)
-        """In which rollout, how many grants there had been before it, and when."""
+        self.last_grant = self.now - timedelta(days=1)
         self.apply(policy, limit)
         self.hosts = {name: Machine(self.ensemble.coordination(name)) for name in HOSTS}
         for name, zone in HOSTS.items():
@@ -313,11 +312,10 @@ class Rollouts(RuleBasedStateMachine):
         if self.policy.canary_first and role is Role.FLEET:
             assert snapshot.enabled is not None
             assert rollout.promoted == snapshot.enabled.build, "granted before it was promoted"
-        # The first host of a rollout of the fleet need not wait for those of the one before.
-        if self.policy.stagger and self.last_grant[:2] == (snapshot.rollout_id, rollout.grants_before):
-            assert (self.now - self.last_grant[2]).total_seconds() >= STAGGER, "granted too soon after another"
+        if self.policy.stagger:
+            assert (self.now - self.last_grant).total_seconds() >= STAGGER, "granted too soon after another"
         self.counted(host)
-        self.token, self.last_grant = permit.token, (snapshot.rollout_id, rollout.grants_before, self.now)
+        self.token, self.last_grant = permit.token, self.now
         self.permits.add(host)
         self.most_held = max(self.most_held, len(self.permits))
         it.taken = False
