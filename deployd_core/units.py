@@ -97,7 +97,12 @@ class Share(str):
         ValueError: Neither a whole number nor a whole percentage up to 100.
     """
 
-    __slots__ = ()
+    __slots__ = ("_number", "is_percentage")
+
+    _number: int
+
+    is_percentage: bool
+    """True for ``"10%"``, false for ``3``."""
 
     def __new__(cls, value: str | int) -> Share:
         """Read a share."""
@@ -105,16 +110,9 @@ class Share(str):
         match = _SHARE.fullmatch(text)
         if match is None or isinstance(value, bool) or (match[2] and int(match[1]) > 100):
             raise ValueError(f"{value!r} is neither a count such as 3 nor a percentage such as '10%'")
-        return super().__new__(cls, text)
-
-    @property
-    def _number(self) -> int:
-        return int(self.rstrip("%"))
-
-    @property
-    def is_percentage(self) -> bool:
-        """True for ``"10%"``, false for ``3``."""
-        return self.endswith("%")
+        share = super().__new__(cls, text)
+        share._number, share.is_percentage = int(match[1]), match[2] == "%"
+        return share
 
     def at_most(self, total: int) -> int:
         """How many of `total` this allows, as a limit: rounds down, at least 1."""
