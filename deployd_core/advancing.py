@@ -47,6 +47,11 @@ class Standing(Struct, frozen=True, kw_only=True):
             return False
         return status.step == _DONE and status.served == self.build
 
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for it: it is excused, and its agent is gone."""
+        return self.excused and not self.alive and self.permit is None
+
 
 class Bake(Struct, frozen=True, kw_only=True):
     """How far the canaries of a build are."""
@@ -153,18 +158,22 @@ def _goes_back_to(rollout: Rollout, policy: RolloutTable, now: Now, rollout_id: 
 
 
 def lacking(rollout_id: str, standings: Iterable[Standing]) -> tuple[str, ...]:
-    """The hosts for which a rollout is not complete yet; an excused one whose agent is gone is not waited for."""
-    return tuple(
-        host.host
-        for host in standings
-        if host.rollout_id == rollout_id and not host.finished and not (host.excused and not host.alive and host.permit is None)
-    )
+    """The hosts for which a rollout is not complete yet."""
+    mine = (host for host in standings if host.rollout_id == rollout_id)
+    return tuple(host.host for host in mine if not host.finished and not host.given_up)
 
 
 def completed_by(rollout_id: str, standings: Iterable[Standing]) -> bool:
-    """Whether a rollout is complete: nobody is lacking, and somebody is there."""
-    hosts = tuple(standings)
-    return not lacking(rollout_id, hosts) and any(host.finished for host in hosts if host.rollout_id == rollout_id)
+    """Whether a rollout is complete: nobody is lacking, and somebody is there. The first that lacks ends the search."""
+    anybody = False
+    for host in standings:
+        if host.rollout_id != rollout_id:
+            continue
+        if host.finished:
+            anybody = True
+        elif not host.given_up:
+            return False
+    return anybody
 
 
 def bake_of(build: str, standings: Iterable[Standing]) -> Bake:

@@ -382,8 +382,7 @@ class MemoryEnsemble:
             return None if rollout_id in found.rollout.done and not promotes else _ASK_AGAIN
         if rollout_id not in {found.rollout_id(role) for role in Role}:
             return _ASK_AGAIN  # another one has begun meanwhile
-        hosts = found.standings() if promotes or rollout_id not in found.rollout.done else ()
-        if rollout_id not in found.rollout.done and completed_by(rollout_id, hosts):
+        if rollout_id not in found.rollout.done and completed_by(rollout_id, found.standings()):
             role = Role.FLEET if rollout_id == found.rollout_id(Role.FLEET) else Role.CANARY
             at, enabled = self._clock().isoformat(), found.enabled[role]
             completed = enabled if role is Role.FLEET else found.rollout.completed
@@ -393,7 +392,7 @@ class MemoryEnsemble:
         build = found.unpromoted() if promotes else None
         if build is None:
             return None if rollout_id in found.rollout.done else _ASK_AGAIN
-        baked, now = bake_of(build.build, hosts).baked_at(found.policy), self._clock()
+        baked, now = bake_of(build.build, found.standings()).baked_at(found.policy), self._clock()
         if baked is None or now < baked or may_promote(build.build):
             return _ASK_AGAIN if baked is None or now >= baked else (baked - now).total_seconds()
         self.promote(snapshot.service, by="deployd")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
@@ -155,19 +156,18 @@ class MemoryService(Struct, kw_only=True):
             return canary
         return fleet if fleet and self.policy.canary_first and self.rollout.promoted != fleet.build else None
 
-    def standings(self) -> tuple[Standing, ...]:
-        """How every host stands."""
-        rollouts = {role: self.rollout_id(role) for role in Role}
-        return tuple(
-            Standing(
+    def standings(self) -> Iterator[Standing]:
+        """How every host stands, one after another."""
+        fleet, canary = self.rollout_id(Role.FLEET), self.rollout_id(Role.CANARY)
+        for host, member in self.members.items():
+            rollout_id = canary if member.role is Role.CANARY else fleet
+            yield Standing(
                 host=host,
                 role=member.role,
-                rollout_id=rollouts[member.role],
-                build=rollouts[member.role].rpartition("-")[0],
+                rollout_id=rollout_id,
+                build=rollout_id.rpartition("-")[0],
                 alive=host not in self.away,
                 excused=member.excused is not None,
                 status=self.statuses.get(host),
                 permit=self.permits.get(host),
             )
-            for host, member in sorted(self.members.items())
-        )
