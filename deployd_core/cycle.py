@@ -25,6 +25,9 @@ _QUIET = 3
 """Counts in a row that find nothing, before an instance is taken for drained: one may fall between two requests."""
 _DOWN_TO_STAY = 2.0
 """Seconds without a process after which a restart counts as failed."""
+_STALE, _DRAINING, _RESTARTING = Phase.STALE, Phase.DRAINING, Phase.RESTARTING
+_WARMING, _RETURNING, _READY = Phase.WARMING, Phase.RETURNING, Phase.READY
+"""Looked up once: on Python 3.11 to find a member on its class takes as long as to make a view."""
 _OPPOSITES: dict[type[InstanceAct], type[InstanceAct]] = {CloseGate: OpenGate, OpenGate: CloseGate}
 _LIVES = 4
 """Processes after a restart that make a crash loop: its manager has started it again three times, and none got healthy."""
@@ -42,7 +45,7 @@ class Moves(Struct, frozen=True, kw_only=True):
 
 def views(seen: Observation) -> tuple[InstanceView, ...]:
     """What a strategy is shown of the instances."""
-    shown = []
+    shown, waits, now = [], seen.waits, seen.now
     for facts in seen.instances:
         phase = phase_of(facts, seen)
         shown.append(
@@ -55,7 +58,7 @@ def views(seen: Observation) -> tuple[InstanceView, ...]:
                 health=facts.health,
                 gate_closed=facts.gate_closed,
                 in_flight=facts.connections.busy if facts.connections and facts.gate_closed else None,
-                since=seen.waits.get(_wait_key(phase, facts.name), seen.now),
+                since=waits.get(phase.wait + facts.name, now),
             )
         )
     return tuple(shown)
@@ -64,31 +67,35 @@ def views(seen: Observation) -> tuple[InstanceView, ...]:
 def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
     """Where an instance stands, from evidence alone."""
     if seen.busy and Restart.key_of(facts.name) in seen.busy:
-        return Phase.RESTARTING
+        return _RESTARTING
     if facts.running and seen.right(facts):
         if facts.gate_closed or not _steady(facts, seen):
-            return Phase.WARMING
-        return Phase.RETURNING if _clients_away(facts, seen) else Phase.READY
+            return _WARMING
+        return _RETURNING if _clients_away(facts, seen) else _READY
     if facts.ordered:
-        return Phase.WARMING
+        return _WARMING
     if not facts.running and seen.good and seen.flipped and not seen.permit.held:
         # The deploy is over, and somebody has stopped it or it has died: that is its manager's business, not ours.
-        return Phase.WARMING
+        return _WARMING
     # One that is being closed is not available any more: another must not be let in beside it.
     closing = seen.busy and CloseGate.key_of(facts.name) in seen.busy
-    return Phase.DRAINING if facts.gate_closed or closing else Phase.STALE
+    return _DRAINING if facts.gate_closed or closing else _STALE
 
 
 def waiting(seen: Observation, shown: tuple[InstanceView, ...], *, draining: bool) -> frozenset[str]:
     """The waits of the instances, for `Decision.waits`; without `draining`, closed gates are opened, and no drain goes on."""
-    apart = (Phase.READY,) if draining else (Phase.READY, Phase.DRAINING)
-    keys = {_wait_key(view.phase, view.name) for view in shown if view.phase not in apart}
-    # A restart that is tried again begins no new wait for health: what cannot start must not get a new deadline each time.
-    again = {_wait_key(Phase.WARMING, view.name) for view in shown if view.phase is Phase.RESTARTING}
-    # While its manager is away nothing can be held against an instance: its time begins when the manager is back.
-    pairs = zip(seen.instances, shown, strict=True)
-    paused = {_wait_key(Phase.WARMING, facts.name) for facts, view in pairs if view.phase.in_cycle and _environment(facts, seen)}
-    return frozenset((keys | (again & seen.waits.keys())) - paused)
+    keys = []
+    for facts, view in zip(seen.instances, shown, strict=True):
+        phase = view.phase
+        if phase is _READY or (phase is _DRAINING and not draining):
+            continue
+        # While its manager is away nothing can be held against an instance: its time begins when the manager is back.
+        if phase is not _WARMING or not _environment(facts, seen):
+            keys.append(phase.wait + view.name)
+        # A restart that is tried again begins no new wait for health: what cannot start must not get a new deadline each time.
+        if phase is _RESTARTING and (again := _WARMING.wait + view.name) in seen.waits and not _environment(facts, seen):
+            keys.append(again)
+    return frozenset(keys)
 
 
 def impossible(wish: Plan, rules: Rules, count: int) -> str:
@@ -108,11 +115,12 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
     deadlines: list[float] = []
     for facts, view in zip(seen.instances, shown, strict=True):
         if not view.phase.in_cycle:
-            failures += _not_let_in(facts, view, seen)
+            if view.phase is _STALE:
+                failures += _not_let_in(facts, seen)
             continue
         act = _next_move(facts, view, seen, wish)
         setback = seen.setbacks.get(act.key) if act else None
-        manager_away = view.phase is Phase.WARMING and _environment(facts, seen)
+        manager_away = view.phase is _WARMING and _environment(facts, seen)
         failure = "" if manager_away else _failure(facts, view, seen, setback)
         if failure:
             failures.append(failure)
@@ -187,9 +195,9 @@ def _may(act: InstanceAct, seen: Observation) -> bool:
 
 def _deadline(facts: InstanceFacts, view: InstanceView, rules: Rules) -> float:
     drain = rules.drain
-    if drain is None or view.phase not in (Phase.DRAINING, Phase.RETURNING):
-        return view.since + (rules.restart_timeout if view.phase is Phase.RESTARTING else rules.healthy_timeout)
-    if view.phase is Phase.RETURNING:
+    if drain is None or view.phase not in (_DRAINING, _RETURNING):
+        return view.since + (rules.restart_timeout if view.phase is _RESTARTING else rules.healthy_timeout)
+    if view.phase is _RETURNING:
         return (facts.opened_at or view.since) + drain.traffic_timeout
     return view.since + _drain_time(drain, rules)
 
@@ -201,9 +209,9 @@ def _drain_time(drain: Drain, rules: Rules) -> float:
 
 def _next_move(facts: InstanceFacts, view: InstanceView, seen: Observation, wish: Plan) -> InstanceAct | None:
     """The next act for an instance in the cycle; None while there is only waiting to do."""
-    if view.phase is Phase.DRAINING:
+    if view.phase is _DRAINING:
         return _next_drain_move(facts, view, seen, wish)
-    if view.phase is not Phase.WARMING or not facts.looked:
+    if view.phase is not _WARMING or not facts.looked:
         return None
     restart = Restart(instance=facts.name, action=wish.action)
     if not seen.right(facts) and restart.key in seen.setbacks:
@@ -282,13 +290,13 @@ def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setbac
     """Why an instance has failed; empty while there is hope."""
     wrong = facts.running and not seen.right(facts)
     last = setback.reason if setback else _evidence(facts, seen) if wrong else facts.reason
-    if view.phase is Phase.WARMING and _is_down(facts, seen) and (facts.state is State.FAILED or setback is None):
+    if view.phase is _WARMING and _is_down(facts, seen) and (facts.state is State.FAILED or setback is None):
         return f"{facts.name} did not stay up after its restart: {last}"
-    if view.phase is Phase.WARMING and facts.lives >= _LIVES and facts.health is not Health.HEALTHY:
+    if view.phase is _WARMING and facts.lives >= _LIVES and facts.health is not Health.HEALTHY:
         return f"{facts.name} died {facts.lives - 1} times since its restart: {facts.reason or last}"
-    if seen.now < _deadline(facts, view, seen.rules) or view.phase in (Phase.RESTARTING, Phase.RETURNING):
+    if seen.now < _deadline(facts, view, seen.rules) or view.phase in (_RESTARTING, _RETURNING):
         return ""
-    if view.phase is Phase.DRAINING:
+    if view.phase is _DRAINING:
         drain = seen.rules.drain
         if drain is None or (drain.at_deadline is AtDeadline.PROCEED and facts.connections is not None):
             return ""
@@ -297,10 +305,10 @@ def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setbac
     return f"{facts.name} was not {state} {seen.rules.healthy_timeout:g} s after its restart: {last}"
 
 
-def _not_let_in(facts: InstanceFacts, view: InstanceView, seen: Observation) -> tuple[str, ...]:
-    """Why a drain that has lost its gate has failed: the time for it goes on, so that closing it again and again has an end."""
+def _not_let_in(facts: InstanceFacts, seen: Observation) -> tuple[str, ...]:
+    """Why the drain of a stale one that has lost its gate has failed: its time goes on, so that closing it again has an end."""
     drain = seen.rules.drain
-    since = seen.waits.get(_wait_key(Phase.DRAINING, facts.name)) if drain and view.phase is Phase.STALE else None
+    since = seen.waits.get(_DRAINING.wait + facts.name) if drain else None
     if drain is None or since is None or seen.now < since + _drain_time(drain, seen.rules):
         return ()
     setback = seen.setbacks.get(CloseGate.key_of(facts.name))
@@ -312,9 +320,9 @@ def _not_let_in(facts: InstanceFacts, view: InstanceView, seen: Observation) -> 
 
 def _drain_waits(seen: Observation, shown: tuple[InstanceView, ...]) -> frozenset[str]:
     """The times of a drain that its phase alone does not hold: since when its gate is closed, and how long it has tried in all."""
-    closed = {_closed_key(facts.name) for facts in seen.instances if facts.gate_closed}
-    trying = {_wait_key(Phase.DRAINING, view.name) for view in shown if view.phase is Phase.STALE}
-    return frozenset(closed | (trying & seen.waits.keys()))
+    closed = [_closed_key(facts.name) for facts in seen.instances if facts.gate_closed]
+    tried = [key for view in shown if view.phase is _STALE and (key := _DRAINING.wait + view.name) in seen.waits]
+    return frozenset(closed + tried)
 
 
 def _environment(facts: InstanceFacts, seen: Observation) -> bool:
@@ -331,12 +339,12 @@ def _is_down(facts: InstanceFacts, seen: Observation) -> bool:
 
 def _enter(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> tuple[list[str], str]:
     """The stale instances that may enter the cycle now, and why others may not."""
-    pairs = list(zip(seen.instances, shown, strict=True))
-    stale = {view.name: (facts, view) for facts, view in pairs if view.phase is Phase.STALE}
+    stale = {view.name: (facts, view) for facts, view in zip(seen.instances, shown, strict=True) if view.phase is _STALE}
     named = [name for name in dict.fromkeys(wish.cycle) if name in stale]
     if not named:
         return [], ""
     floor = _floor(wish, seen.rules, len(shown)) if len(shown) > 1 else 0
+    pairs = zip(seen.instances, shown, strict=True)
     available = {view.name for facts, view in pairs if view.available and not _clients_away(facts, seen)}
     entering: list[str] = []
     held_back = ""
@@ -391,7 +399,3 @@ def _floor(wish: Plan, rules: Rules, count: int) -> int:
 
 def _closed_key(name: str) -> str:
     return f"closed:{name}"
-
-
-def _wait_key(phase: Phase, name: str) -> str:
-    return phase.wait + name

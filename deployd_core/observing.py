@@ -78,7 +78,10 @@ def _last_good(wanted: Enabled | None, disk: Disk, steps: tuple[str, ...]) -> st
     """
     if wanted is None or (wanted.restart and wanted.build in disk.good):
         return None
-    return next((good for good in disk.good if good != wanted.build and _complete(good, disk, steps)), None)
+    for good in disk.good:
+        if good != wanted.build and _complete(good, disk, steps):
+            return good
+    return None
 
 
 def _complete(build: str, disk: Disk, steps: tuple[str, ...]) -> bool:

@@ -50,6 +50,10 @@ class Sighting(Struct, frozen=True, kw_only=True):
     connections: Connections | None = None
 
 
+_NOT_LOOKED = Sighting(state=State.UNKNOWN, verdict=Verdict.unknown(""))
+"""What is known of an instance that has not been looked at since something was done to it."""
+
+
 def unseen(error: DeploydError) -> Sighting:
     """A look that came to nothing: it is no evidence of anything, of the gate as little as of the process."""
     return Sighting(state=State.UNKNOWN, verdict=Verdict.unknown(error.message), gate_problem=error.message)
@@ -273,34 +277,34 @@ class Watch:
 
     def facts(self, wall: float, owner: str) -> InstanceFacts:
         """What the planner is told; `wall` is the time now, in seconds since the epoch, `owner` who we are."""
-        closed, seen = self._closed, self._sighting
+        looked, closed, seen = self._sighting is not None, self._closed, self._sighting or _NOT_LOOKED
         return InstanceFacts(
             name=self.instance.name,
             port=self.instance.port,
-            looked=seen is not None,
-            state=seen.state if seen else State.UNKNOWN,
-            running=seen is not None and seen.process is not None,
-            serves=seen.serves if seen else None,
-            restarted_for=seen.restarted_for if seen else "",
-            health=seen.verdict.health if seen else Health.UNKNOWN,
+            looked=looked,
+            state=seen.state,
+            running=seen.process is not None,
+            serves=seen.serves,
+            restarted_for=seen.restarted_for,
+            health=seen.verdict.health,
             streak=self._streak,
             healthy_since=self._healthy_since,
-            healthy_until=self._healthy_until if seen else None,
-            lives=self._lives if seen else 0,
-            state_since=self._state_since if seen else 0.0,
-            manager_away=seen is not None and seen.manager_away,
-            reason=seen.verdict.reason if seen else "",
-            evidence=seen.evidence if seen else "",
+            healthy_until=self._healthy_until if looked else None,
+            lives=self._lives if looked else 0,
+            state_since=self._state_since if looked else 0.0,
+            manager_away=seen.manager_away,
+            reason=seen.verdict.reason,
+            evidence=seen.evidence,
             ordered=self.ordered,
-            warm=seen is not None and seen.process is not None and seen.process == self._warmed,
+            warm=seen.process is not None and seen.process == self._warmed,
             gate_closed=closed is not None,
             gate_ours=closed is None or processes.same_owner(closed.owner, owner),
             gate_held=self._held,
             gate_lost=self._lost,
-            gate_problem=seen.gate_problem if seen else "",
+            gate_problem=seen.gate_problem,
             lease_left=max(0.0, closed.until - wall) if closed is not None else 0.0,
-            connections=seen.connections if seen else None,
-            quiet=self._quiet if seen else 0,
+            connections=seen.connections,
+            quiet=self._quiet if looked else 0,
             opened_at=self.opened_at,
             traffic_back=self.traffic_back,
         )
