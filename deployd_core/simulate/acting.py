@@ -31,11 +31,12 @@ from deployd_core.acts import (
     Unpack,
     WarmUp,
 )
-from deployd_core.api import ClosedGate, DrainOptions
+from deployd_core.api import ClosedGate
 from deployd_core.coordination import HostStatus, Snapshot
 from deployd_core.errors import DeploydError, RestartFailed, Unavailable
 from deployd_core.model import Build, State
 from deployd_core.model import Flip as FlipRecord
+from deployd_core.observation import Drain
 from deployd_core.planner import Decision
 from deployd_core.retention import Disk, ReleaseInfo
 from deployd_core.simulate.faults import FaultKind
@@ -286,8 +287,8 @@ def _touch(host: VirtualHost, act: InstanceAct) -> ClosedGate | None:
 
 
 def _close(host: VirtualHost, instance: VirtualInstance) -> ClosedGate:
-    world, setup = host.world, host.setup or host.world.setup
-    lease = float((setup.drain or DrainOptions()).lease)
+    world = host.world
+    lease = (host.setup.rules.drain or Drain()).lease
     if instance.closed is None:
         instance.drained_at = world.clock.now + world.draw(world.scenario.behaviour.drain)
     until = world.clock.time() + lease
@@ -365,7 +366,7 @@ def _learn_of_instance(host: VirtualHost, act: InstanceAct, value: Any, error: D
     elif error is None:
         match act:
             case CloseGate():
-                before = watch.facts(host.world.clock.time(), host.owner)
+                before = host.know(number)
                 watch.gate_closed(now, value)
                 host.dirty(number)
                 if before.gate_closed and before.gate_ours and before.lease_left:
@@ -374,7 +375,7 @@ def _learn_of_instance(host: VirtualHost, act: InstanceAct, value: Any, error: D
                     host.stir()  # it was taken over, which no look shows
             case OpenGate():
                 watch.gate_opened(now)
-                host.shown[number] = essence(host, watch.facts(host.world.clock.time(), host.owner))
+                host.shown[number] = essence(host, host.know(number))
             case CloseIdle():
                 watch.idle_closed(now)
             case WarmUp():

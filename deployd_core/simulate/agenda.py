@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime
+from heapq import heappop, heappush
 from typing import Any
 
 _PAST = 3600.0
@@ -44,19 +44,18 @@ class Agenda:
 
     def __init__(self, clock: VirtualClock) -> None:
         self.clock = clock
-        self.events = 0
-        """How many have happened."""
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._entered = 0
 
     def at(self, when: float, do: Callable[..., None], *arguments: Any) -> None:
         """Have something happen at a moment; one that has passed is now."""
         self._entered += 1
-        heapq.heappush(self._heap, (max(when, self.clock.now), self._entered, do, arguments))
+        heappush(self._heap, (max(when, self.clock.now), self._entered, do, arguments))
 
     def after(self, seconds: float, do: Callable[..., None], *arguments: Any) -> None:
         """Have something happen after a while."""
-        self.at(self.clock.now + seconds, do, *arguments)
+        self._entered += 1
+        heappush(self._heap, (self.clock.now + seconds, self._entered, do, arguments))
 
     def next_at(self) -> float:
         """When the next event happens; never when nothing does any more."""
@@ -64,6 +63,5 @@ class Agenda:
 
     def step(self) -> None:
         """Let the next event happen."""
-        self.clock.now, _, do, arguments = heapq.heappop(self._heap)
-        self.events += 1
+        self.clock.now, _, do, arguments = heappop(self._heap)
         do(*arguments)

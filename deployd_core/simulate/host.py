@@ -69,7 +69,8 @@ class VirtualHost:
         self.coordination = world.ensemble.coordination(self.name, self._written)
         # What the agent knows.
         self.snapshot: Snapshot | None = None
-        self.setup: ServiceSetup | None = None
+        self.setup = world.setup
+        """What it runs by: the spec that it has last read."""
         self.reason = ""
         self.asleep = False
         """It was denied a permit, and waits to be woken."""
@@ -206,7 +207,7 @@ class VirtualHost:
     @property
     def gated(self) -> bool:
         """Whether instances are walked through a gate."""
-        return (self.setup or self.world.setup).drain is not None
+        return self.setup.rules.drain is not None
 
     @property
     def holds(self) -> bool:
@@ -217,18 +218,20 @@ class VirtualHost:
         """Something is known of an instance that was not known before."""
         self.known[number] = None
 
-    def facts(self) -> list[InstanceFacts]:
+    def know(self, number: int) -> InstanceFacts:
+        """What is known of an instance now."""
+        facts = self.known[number] = self.watches[number].facts(self.world.clock.time(), self.owner)
+        return facts
+
+    def facts(self) -> tuple[InstanceFacts, ...]:
         """What is known of each instance now."""
-        wall = self.world.clock.time()
         known = []
-        for number, watch in enumerate(self.watches):
-            if self.counts[number]:
+        for number, counts in enumerate(self.counts):
+            if counts:
                 looks.catch_up(self, number)
             facts = self.known[number]
-            if facts is None or facts.gate_closed:  # the rest of a lease changes all the time
-                facts = self.known[number] = watch.facts(wall, self.owner)
-            known.append(facts)
-        return known
+            known.append(self.know(number) if facts is None or facts.gate_closed else facts)  # the rest of a lease changes
+        return tuple(known)
 
     # Plan, and act.
 
@@ -246,12 +249,10 @@ class VirtualHost:
         if self.snapshot is None:
             self.stir_at(now + _RETRY)
             return
-        if self.setup is None:
-            self._tell(Decision(step=HostStep.BLOCKED, reason=self.snapshot.problem or "there is no spec"), self.snapshot)
-            return
         self.world.rounds += 1
         decision = self._decide(self.snapshot, self.setup, now)
-        self.waits = {key: self.waits.get(key, now) for key in decision.waits}
+        waits = self.waits
+        self.waits = {key: waits.get(key, now) for key in decision.waits}
         for act in decision.acts:
             acting.begin(self, act, decision)
             if life != self.life:
@@ -294,7 +295,8 @@ class VirtualHost:
             self.stir_at(now + _RETRY)
             return
         before, self.snapshot = self.snapshot, snapshot
-        self.setup = self.world.setup_of(snapshot.spec)
+        if snapshot.spec is not None:
+            self.setup = self.world.setup_of(snapshot.spec)
         aim = (snapshot.rollout_id, snapshot.spec)
         if aim != self.aim:
             self.aim = aim
@@ -386,7 +388,7 @@ class VirtualHost:
     def idle(self, key: str) -> bool:
         """Whether a question, asked every minute, hears the same until this host is woken or is the last to finish."""
         if key == "advance":
-            policy = (self.setup or self.world.setup).spec.rollout
+            policy = self.setup.spec.rollout
             return self.role is not Role.CANARY or policy.promotion is not Promotion.AUTO
         return self.asleep and key == "takepermit"
 

@@ -119,14 +119,14 @@ class Judge:
 
     def _limit(self, host: VirtualHost, planned: FleetLimit) -> FleetLimit:
         """The limit that people wrote down; that of the plan for a strategy which has no such options."""
-        options = (host.setup or self._world.setup).strategy.plugin.options
+        options = host.setup.strategy.plugin.options
         return options.fleet_limit if isinstance(options, FleetOptions) else planned
 
     def _floor(self, host: VirtualHost, decision: Decision) -> int:
         count = len(host.instances)
         if count < 2 or decision.plan is None:
             return 0
-        setup = host.setup or self._world.setup
+        setup = host.setup
         written = getattr(setup.strategy.plugin.options, "min_available", None)
         floors = (
             setup.spec.instances.min_available,

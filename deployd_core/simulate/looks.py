@@ -67,8 +67,7 @@ def _look(host: VirtualHost, number: int, life: int) -> None:
     catch_up(host, number)
     returning = host.gated and watch.opened_at is not None
     watch.saw(instance.sighting(now, gated=returning), started=now, ended=now)
-    host.dirty(number)
-    facts = host.known[number] = watch.facts(host.world.clock.time(), host.owner)
+    facts = host.know(number)
     shown = essence(host, facts)
     if shown != host.shown[number] or not facts.running:
         host.shown[number] = shown
@@ -78,11 +77,10 @@ def _look(host: VirtualHost, number: int, life: int) -> None:
 
 def essence(host: VirtualHost, facts: InstanceFacts) -> tuple[object, ...]:
     """What of an instance can change a plan."""
-    setup = host.setup or host.world.setup
-    probe = setup.probe_options
-    healthy = facts.streak >= probe.healthy_after
+    rules = host.setup.rules
+    healthy = facts.streak >= rules.healthy_after
     since, until = facts.healthy_since, facts.healthy_until
-    steady = healthy and since is not None and until is not None and until - since >= probe.stable_for
+    steady = healthy and since is not None and until is not None and until - since >= rules.stable_for
     closed = facts.gate_closed
     if _only_steady(host, facts):
         healthy = steady = steady and not awaits_clients(host, facts, host.world.clock.now)
@@ -104,15 +102,15 @@ def essence(host: VirtualHost, facts: InstanceFacts) -> tuple[object, ...]:
 
 def _only_steady(host: VirtualHost, facts: InstanceFacts) -> bool:
     """Whether nothing follows before an instance is stable, and with a gate not before its clients are back: it is open."""
-    return host.holds and not facts.gate_closed and (host.setup or host.world.setup).spec.warmup is None
+    return host.holds and not facts.gate_closed and not host.setup.rules.warmup
 
 
 def awaits_clients(host: VirtualHost, facts: InstanceFacts, now: float) -> bool:
     """Whether the clients of an instance are waited for, so that they have to be counted."""
-    if facts.opened_at is None or facts.gate_closed or facts.traffic_back or not host.holds:
+    drain = host.setup.rules.drain
+    if drain is None or facts.opened_at is None or now - facts.opened_at >= drain.traffic_timeout:
         return False
-    drain = (host.setup or host.world.setup).drain
-    return drain is not None and now - facts.opened_at < drain.traffic_timeout
+    return host.holds and not facts.gate_closed and not facts.traffic_back
 
 
 def plan_look(host: VirtualHost, number: int, facts: InstanceFacts) -> None:
@@ -144,13 +142,13 @@ def _until_drained(instance: VirtualInstance, facts: InstanceFacts, now: float, 
 def _until_steady(host: VirtualHost, number: int, facts: InstanceFacts, second: float) -> list[list[float]]:
     """Looks at an instance that answers, until it is healthy, until it is stable, and until its clients are back."""
     instance, watch, now = host.instances[number], host.watches[number], host.world.clock.now
-    probe = (host.setup or host.world.setup).probe_options
+    rules = host.setup.rules
     pace = _PACE + second
     since = watch.healthy_since
     if since is None or facts.healthy_until is None or not facts.streak:
         return []
-    healthy = [now + count * pace for count in range(1, probe.healthy_after - facts.streak + 1)]
-    steady_at = since + float(probe.stable_for)
+    healthy = [now + count * pace for count in range(1, rules.healthy_after - facts.streak + 1)]
+    steady_at = since + rules.stable_for
     steady = [max(steady_at + 1e-6 + second, *healthy, now)] if facts.healthy_until < steady_at else []
     if not _only_steady(host, facts):
         return [healthy, steady]
@@ -168,7 +166,7 @@ def come_back(host: VirtualHost, decision: Decision) -> None:
     for key, setback in host.setbacks.by_key.items():
         if now < setback.retry_at < NEVER and not host.idle(key):
             due.append(setback.retry_at)
-    drain = host.setup.drain if host.setup is not None else None
+    drain = host.setup.rules.drain
     for number, view in enumerate(decision.instances):
         facts = host.known[number]
         if facts is None:

@@ -170,12 +170,10 @@ class World:
 
     def look_seconds(self, host: VirtualHost) -> float:
         """How long a look at an instance takes."""
-        return _SLOW_LOOK if FaultKind.SLOW_PROBE in host.plagues else _LOOK
+        return _SLOW_LOOK if host.plagues and FaultKind.SLOW_PROBE in host.plagues else _LOOK
 
-    def setup_of(self, spec: ServiceSpec | None) -> ServiceSetup | None:
+    def setup_of(self, spec: ServiceSpec) -> ServiceSetup:
         """What a spec names, made once for all hosts."""
-        if spec is None:
-            return None
         for setup in self._setups:
             if setup.spec is spec or setup.spec == spec:
                 return setup
