@@ -12,6 +12,8 @@ holds the rules: never below the floor, never an instance that is right already,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from msgspec import Struct
 
@@ -28,6 +30,7 @@ _DOWN_TO_STAY = 2.0
 _STALE, _DRAINING, _RESTARTING = Phase.STALE, Phase.DRAINING, Phase.RESTARTING
 _WARMING, _RETURNING, _READY = Phase.WARMING, Phase.RETURNING, Phase.READY
 """Looked up once: on Python 3.11 to find a member on its class takes as long as to make a view."""
+_CLOSED = "closed:"  # how the key of a wait begins that tells since when a gate is closed
 _OPPOSITES: dict[type[InstanceAct], type[InstanceAct]] = {CloseGate: OpenGate, OpenGate: CloseGate}
 _LIVES = 4
 """Processes after a restart that make a crash loop: its manager has started it again three times, and none got healthy."""
@@ -57,7 +60,7 @@ def views(seen: Observation) -> tuple[InstanceView, ...]:
                 state=facts.state,
                 health=facts.health,
                 gate_closed=facts.gate_closed,
-                in_flight=facts.connections.busy if facts.connections and facts.gate_closed else None,
+                in_flight=facts.connections.busy if facts.gate_closed and facts.connections else None,
                 since=waits.get(phase.wait + facts.name, now),
             )
         )
@@ -87,8 +90,13 @@ def waiting(seen: Observation, shown: tuple[InstanceView, ...], *, draining: boo
     keys = []
     for facts, view in zip(seen.instances, shown, strict=True):
         phase = view.phase
+        if draining and facts.gate_closed:
+            keys.append(_CLOSED + facts.name)
         if phase is _READY or (phase is _DRAINING and not draining):
             continue
+        # The time of a drain goes on while its gate is lost, and is not closed again yet.
+        if draining and phase is _STALE and (tried := _DRAINING.wait + view.name) in seen.waits:
+            keys.append(tried)
         # While its manager is away nothing can be held against an instance: its time begins when the manager is back.
         if phase is not _WARMING or not _environment(facts, seen):
             keys.append(phase.wait + view.name)
@@ -113,10 +121,12 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
     reasons: list[str] = []
     failures: list[str] = []
     deadlines: list[float] = []
+    stale: dict[str, tuple[InstanceFacts, InstanceView]] = {}
     for facts, view in zip(seen.instances, shown, strict=True):
+        if view.phase is _STALE:
+            stale[view.name] = facts, view
+            failures += _not_let_in(facts, seen)
         if not view.phase.in_cycle:
-            if view.phase is _STALE:
-                failures += _not_let_in(facts, seen)
             continue
         act = _next_move(facts, view, seen, wish)
         setback = seen.setbacks.get(act.key) if act else None
@@ -131,14 +141,13 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
         if not manager_away:
             deadlines.append(_deadline(facts, view, seen.rules))
         reasons.append(f"{facts.name}: {setback.reason if setback else _state_of_wait(facts, view, seen)}")
-    waits = _drain_waits(seen, shown)
     if failures:
-        return Moves(acts=leftovers(seen), failure="; ".join(failures), waits=waits)
-    entering, held_back = _enter(seen, shown, wish) if seen.connected else ([], "ZooKeeper does not answer")
+        return Moves(acts=leftovers(seen), failure="; ".join(failures))
+    entering, held_back = _enter(seen, shown, wish, stale) if seen.connected else ([], "ZooKeeper does not answer")
     acts += [entry for name in entering if _may(entry := _entry(name, wish, seen.rules), seen)]
     if reasons:
-        return Moves(acts=tuple(acts), reason="; ".join(reasons), deadline=min(deadlines, default=None), waits=waits)
-    return _stalled(seen, tuple(acts), held_back or wish.why, waits)
+        return Moves(acts=tuple(acts), reason="; ".join(reasons), deadline=min(deadlines, default=None))
+    return _stalled(seen, tuple(acts), held_back or wish.why)
 
 
 def leftovers(seen: Observation) -> tuple[Act, ...]:
@@ -169,7 +178,7 @@ def _steady(facts: InstanceFacts, seen: Observation) -> bool:
 
 
 def _healthy(facts: InstanceFacts, rules: Rules) -> bool:
-    return facts.health is Health.HEALTHY and facts.streak >= rules.healthy_after
+    return facts.streak >= rules.healthy_after and facts.health is Health.HEALTHY
 
 
 def _clients_away(facts: InstanceFacts, seen: Observation) -> bool:
@@ -258,7 +267,7 @@ def _next_drain_move(facts: InstanceFacts, view: InstanceView, seen: Observation
         return CloseGate(instance=facts.name)
     if facts.connections is None or not facts.gate_closed:
         return None
-    settled = seen.now - seen.waits.get(_closed_key(facts.name), seen.now) >= drain.settle
+    settled = seen.now - seen.waits.get(_CLOSED + facts.name, seen.now) >= drain.settle
     if settled and facts.quiet >= _QUIET:
         return Restart(instance=facts.name, action=wish.action)
     if drain.at_deadline is AtDeadline.PROCEED and seen.now >= _deadline(facts, view, seen.rules):
@@ -318,13 +327,6 @@ def _not_let_in(facts: InstanceFacts, seen: Observation) -> tuple[str, ...]:
     return (f"{facts.name} was not drained after {_drain_time(drain, seen.rules):g} s: {why}",)
 
 
-def _drain_waits(seen: Observation, shown: tuple[InstanceView, ...]) -> frozenset[str]:
-    """The times of a drain that its phase alone does not hold: since when its gate is closed, and how long it has tried in all."""
-    closed = [_closed_key(facts.name) for facts in seen.instances if facts.gate_closed]
-    tried = [key for view in shown if view.phase is _STALE and (key := _DRAINING.wait + view.name) in seen.waits]
-    return frozenset(closed + tried)
-
-
 def _environment(facts: InstanceFacts, seen: Observation) -> bool:
     """Whether the world around an instance is what it waits for: its manager cannot be asked. That is retried, and no failure."""
     setback = seen.setbacks.get(Restart.key_of(facts.name))
@@ -337,9 +339,10 @@ def _is_down(facts: InstanceFacts, seen: Observation) -> bool:
     return down and seen.now - facts.state_since >= _DOWN_TO_STAY
 
 
-def _enter(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> tuple[list[str], str]:
+def _enter(
+    seen: Observation, shown: tuple[InstanceView, ...], wish: Plan, stale: Mapping[str, tuple[InstanceFacts, InstanceView]]
+) -> tuple[list[str], str]:
     """The stale instances that may enter the cycle now, and why others may not."""
-    stale = {view.name: (facts, view) for facts, view in zip(seen.instances, shown, strict=True) if view.phase is _STALE}
     named = [name for name in dict.fromkeys(wish.cycle) if name in stale]
     if not named:
         return [], ""
@@ -374,12 +377,12 @@ def _entry(name: str, wish: Plan, rules: Rules) -> InstanceAct:
     return CloseGate(instance=name) if rules.drain else Restart(instance=name, action=wish.action)
 
 
-def _stalled(seen: Observation, acts: tuple[Act, ...], reason: str, waits: frozenset[str]) -> Moves:
+def _stalled(seen: Observation, acts: tuple[Act, ...], reason: str) -> Moves:
     """Nothing is in the cycle yet: a wait like any other, with an end, however often somebody tries to enter."""
     if not seen.connected or any(_environment(facts, seen) for facts in seen.instances):
-        return Moves(acts=acts, reason=reason, waits=waits)
+        return Moves(acts=acts, reason=reason)
     deadline = seen.waits.get("stalled", seen.now) + seen.rules.healthy_timeout
-    waits |= {"stalled"}
+    waits = frozenset({"stalled"})
     if seen.now >= deadline:
         return Moves(failure=f"no instance could be restarted for {seen.rules.healthy_timeout:g} s: {reason}", waits=waits)
     return Moves(acts=acts, reason=reason, deadline=deadline, waits=waits)
@@ -395,7 +398,3 @@ def _in_flight(facts: InstanceFacts) -> str:
 
 def _floor(wish: Plan, rules: Rules, count: int) -> int:
     return max(rules.min_available.at_least(count), wish.min_available.at_least(count))
-
-
-def _closed_key(name: str) -> str:
-    return f"closed:{name}"

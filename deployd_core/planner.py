@@ -43,6 +43,7 @@ from deployd_core.errors import ConfigError, DeploydError, PluginError, UnknownP
 from deployd_core.model import Health, HostView, InstanceView, Phase, Plan
 from deployd_core.observation import Observation
 
+_STALE, _READY = Phase.STALE, Phase.READY  # see `deployd_core.cycle`
 _LOOKING = "looking at the instances"
 _ON_RECORD = frozenset({Settle(build="").key, Tidy().key})
 _ZOOKEEPER_AWAY = "ZooKeeper does not answer: nothing new begins until it does"
@@ -142,7 +143,7 @@ def plan_host(seen: Observation, strategy: Callable[[HostView], Plan]) -> Decisi
 def _plan_serving(seen: Observation, strategy: Callable[[HostView], Plan]) -> Decision:
     """The build is on the disk: have every instance serve it."""
     views = cycle.views(seen)
-    if seen.flipped and not seen.permit.held and all(view.phase is not Phase.STALE for view in views):
+    if seen.flipped and not seen.permit.held and all(view.phase is not _STALE for view in views):
         return _plan_at_rest(seen, views)
     if not seen.permit.held and (seen.facts is None or not all(facts.looked for facts in seen.instances)):
         return _decide(seen, HostStep.CHECKING, reason=_LOOKING, views=views)
@@ -187,7 +188,7 @@ def _plan_revert(seen: Observation, failed: str, strategy: Callable[[HostView], 
         return decision
     if not all(facts.looked for facts in seen.instances):
         return _decide(seen, HostStep.CHECKING, reason=_LOOKING, views=views)
-    if seen.flipped and all(view.phase is not Phase.STALE for view in views):
+    if seen.flipped and all(view.phase is not _STALE for view in views):
         return _decide(seen, HostStep.REVERTED, reason="; ".join([reverted, *_sick(seen)]), views=views)
     reason = f"{failed}; its permit was taken away before it was back on {seen.build}"
     return _decide(seen, HostStep.FAILED, reason=reason, views=views)
@@ -207,7 +208,7 @@ def _settle(seen: Observation, step: HostStep, views: tuple[InstanceView, ...], 
 
 def views_ready(views: tuple[InstanceView, ...]) -> bool:
     """Whether every instance serves the wanted build, healthy and open."""
-    return all(view.phase is Phase.READY for view in views)
+    return all(view.phase is _READY for view in views)
 
 
 def _plan_staging(seen: Observation) -> Decision | None:
