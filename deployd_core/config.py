@@ -179,6 +179,29 @@ def spec_to_json(spec: ServiceSpec) -> bytes:
     return msgspec.json.format(msgspec.json.encode(spec, enc_hook=encode_unit), indent=2)
 
 
+def spec_to_toml(spec: ServiceSpec) -> str:
+    """A spec as a file that `load_spec` reads as the same; keys that have their defaults are left out."""
+    import tomli_w  # noqa: PLC0415 - one command in many needs it
+
+    return tomli_w.dumps(_as_written(spec))
+
+
+def _as_written(value: Any) -> Any:
+    """In values that TOML has: it knows no null, and whoever reads a spec wants to see what somebody chose."""
+    if isinstance(value, Struct):
+        fields = {field.encode_name: (getattr(value, field.name), _default_of(field)) for field in msgspec.structs.fields(value)}
+        return {key: _as_written(item) for key, (item, default) in fields.items() if item != default}
+    if isinstance(value, dict):
+        return {key: _as_written(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_as_written(item) for item in value]
+    return msgspec.to_builtins(value, enc_hook=encode_unit)
+
+
+def _default_of(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+
+
 def set_up(spec: ServiceSpec, service: str, plugins: Plugins, *, where: str = "") -> ServiceSetup:
     """Make the plugins that a spec names, each checked against its own options.
 

@@ -132,7 +132,7 @@ def enable(
     record = read_service(session, service)
     obstacle = (impossible(record.spec.rollout, record.hosts) or record.spec.obstacle(service)) if record.spec else ""
     if obstacle:
-        raise ConfigError(f"{service}: {obstacle}", hint=f"deployd services show {service}, and apply it with other limits")
+        raise ConfigError(f"{service}: {obstacle}", hint=f"deployd services show {service} --toml (apply it with other limits)")
     entry = HistoryEntry(build=build, digest=digest, role=role, by=by, why=why, at=_at(now))
     return orders.write_enabled(session, service, entry)
 

@@ -68,7 +68,7 @@ def _run(command: str) -> str:
     program, *arguments = command.split()
     assert program == "deployd", command
     call = [sys.executable, "-P", "-m", "deployd_core", "--plugins-dir", "/nonexistent", *arguments]
-    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = "\n".join(line.rstrip() for line in done.stdout.rstrip().splitlines())
     return f"```console\n$ {command}\n{lines}\n```"
 

@@ -12,7 +12,6 @@ from deployd_core.cli.output import message
 from deployd_core.cli.people import by_option, person, why_option
 from deployd_core.cli.settings import Settings, pass_settings, zookeeper_options
 from deployd_core.cli.waiting import wait_for, wait_options
-from deployd_core.errors import ConfigError
 from deployd_core.units import Duration
 
 if TYPE_CHECKING:
@@ -85,12 +84,11 @@ def command(
 def _pinned(settings: Settings, record: ServiceRecord, build: str, digest: str | None) -> str:
     from deployd_core.asking import refuse_impossible
     from deployd_core.cli.pinning import pin
+    from deployd_core.cli.store import require_spec
     from deployd_core.config import set_up
 
-    if record.spec is None:
-        raise ConfigError(f"the spec of {record.service} cannot be read: {record.problem}", hint="deployd services apply FILE")
-    setup = set_up(record.spec, record.service, settings.plugins())
-    hint = f"deployd services show {record.service}, and apply it with other options"
+    setup = set_up(require_spec(record), record.service, settings.plugins())
+    hint = f"deployd services show {record.service} --toml (prints it as a file; mend that, and apply it)"
     refuse_impossible(setup, record.service, where=record.service, hint=hint)
     return pin(setup.source, record.service, build, digest, message)
 

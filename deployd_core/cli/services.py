@@ -11,9 +11,9 @@ from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Group
 from deployd_core.cli.output import is_terminal, message, print_json, print_table
 from deployd_core.cli.settings import Settings, json_option, pass_settings, zookeeper_options
-from deployd_core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from deployd_core.config import ServiceSetup
     from deployd_core.zookeeper.services import ServiceRecord
 
 
@@ -24,12 +24,20 @@ def command() -> None:
     """Write, list and delete the specs of services."""
 
 
-@command.command("apply", examples=["deployd services apply web.toml", "deployd services apply staging.toml --name web"])
+@command.command(
+    "apply",
+    examples=[
+        "deployd services apply web.toml --check",
+        "deployd services apply web.toml",
+        "deployd services apply staging.toml --name web",
+    ],
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", metavar="SERVICE", help="The service. [default: the name of FILE, without .toml]")
+@click.option("--check", is_flag=True, help="Only check it, and print what was understood: ask no ZooKeeper, write nothing.")
 @zookeeper_options
 @pass_settings
-def apply_spec(settings: Settings, *, file: Path, name: str | None) -> int:
+def apply_spec(settings: Settings, *, file: Path, name: str | None, check: bool) -> int:
     """Create a service from a spec, or change it.
 
     The whole spec is checked against the options of its plugins before anything is written, and its strategy is asked whether it
@@ -43,13 +51,26 @@ def apply_spec(settings: Settings, *, file: Path, name: str | None) -> int:
 
     service = check_name(name or file.stem, "service")
     spec = load_spec(file, settings.plugins(), service)
-    refuse_impossible(set_up(spec, service, settings.plugins()), service, where=str(file))
+    setup = set_up(spec, service, settings.plugins())
+    refuse_impossible(setup, service, where=str(file))
+    if check:
+        _print_understood(setup, service, file)
+        return Exit.DONE
     with connected(settings, create=True) as session:
         applied = rollouts.apply_spec(session, service, spec)
     click.echo(f"{service} {applied.outcome}")
     if applied.outcome == "created":
         message(f"next: deployd enable {service} BUILD, and {service!r} among the services of each host's agent.toml")
     return Exit.DONE
+
+
+def _print_understood(setup: ServiceSetup, service: str, file: Path) -> None:
+    from deployd_core.cli.understood import understood
+
+    click.echo(f"{file} is in order, as the spec of {service}:")
+    print_table(("WHAT", "UNDERSTOOD AS"), understood(setup), shorten=1)
+    named = f" --name {service}" if service != file.stem else ""
+    message(f"nothing was written; to write it: deployd services apply {file}{named}")
 
 
 @command.command("list", examples=["deployd services list", "deployd services list --json"])
@@ -82,25 +103,30 @@ def list_services(settings: Settings, *, as_json: bool) -> int:
     return Exit.DONE
 
 
-@command.command("show", examples=["deployd services show web", "deployd services show web --json"])
+@command.command(
+    "show",
+    examples=["deployd services show web", "deployd services show web --toml > web.toml", "deployd services show web --json"],
+)
 @click.argument("service")
+@click.option("--toml", "as_toml", is_flag=True, help="As a file that `services apply` takes; what is as by default is left out.")
 @json_option
 @zookeeper_options
 @pass_settings
-def show_service(settings: Settings, *, service: str, as_json: bool) -> int:
+def show_service(settings: Settings, *, service: str, as_toml: bool, as_json: bool) -> int:
     """Print the spec of a service, as it is stored."""
     from deployd_core import rollouts
-    from deployd_core.cli.store import connected
-    from deployd_core.config import spec_to_json
+    from deployd_core.cli.store import connected, require_spec
+    from deployd_core.config import spec_to_json, spec_to_toml
 
+    if as_toml and as_json:
+        raise click.UsageError("--toml and --json are two ways to print it: give one of them.")
     with connected(settings) as session:
         record = rollouts.read_service(session, service)
     if as_json:
         print_json("deployd.services.show/1", _as_object(record) | {"spec": record.spec})
         return Exit.DONE
-    if record.spec is None:
-        raise ConfigError(f"the spec of {service} cannot be read: {record.problem}", hint="deployd services apply FILE")
-    click.echo(spec_to_json(record.spec).decode())
+    spec = require_spec(record)
+    click.echo(spec_to_toml(spec).rstrip("\n") if as_toml else spec_to_json(spec).decode())
     return Exit.DONE
 
 

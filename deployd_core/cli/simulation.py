@@ -173,14 +173,12 @@ def print_summary(
 def _read_service(settings: Settings, service: str) -> tuple[ServiceSpec, tuple[HostSetup, ...], str]:
     """Spec, roster and enabled build of a service, as ZooKeeper has them."""
     from deployd_core import rollouts
-    from deployd_core.cli.store import connected
+    from deployd_core.cli.store import connected, require_spec
     from deployd_core.simulate.scenario import HostSetup
 
     with connected(settings) as session:
         fleet = rollouts.fleet_status(session, service)
-    spec, enabled = fleet.record.spec, fleet.record.enabled
-    if spec is None:
-        raise ConfigError(fleet.record.problem or f"service {service} has no spec", hint=f"deployd services apply {service}.toml")
+    spec, enabled = require_spec(fleet.record), fleet.record.enabled
     if not fleet.hosts:
         raise NotFound(
             f"{service} has no hosts", hint=f"without its roster: deployd strategies simulate NAME --spec {service}.toml"

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from deployd_core.cli.output import message
-from deployd_core.errors import Unavailable
+from deployd_core.errors import ConfigError, Unavailable
 from deployd_core.zookeeper.address import split_address
 from deployd_core.zookeeper.chroot import ensure_chroot, require_chroot
 from deployd_core.zookeeper.session import Session
 
 if TYPE_CHECKING:
     from deployd_core.cli.settings import Settings
+    from deployd_core.spec import ServiceSpec
+    from deployd_core.zookeeper.services import ServiceRecord
 
 
 @contextmanager
@@ -47,3 +49,15 @@ def connected(settings: Settings, *, create: bool = False) -> Iterator[Session]:
         yield session
     finally:
         session.close()
+
+
+def require_spec(record: ServiceRecord) -> ServiceSpec:
+    """The spec of a service.
+
+    Raises:
+        ConfigError: Its node is empty, or holds something else.
+    """
+    if record.spec is None:
+        why = f"cannot be read: {record.problem}" if record.problem else "is empty"
+        raise ConfigError(f"the spec of {record.service} {why}", hint=f"deployd services apply {record.service}.toml")
+    return record.spec

@@ -110,7 +110,8 @@ def no_such_service(session: Session, service: str) -> NotFound:
     close = difflib.get_close_matches(service, known, n=1)
     names = f"known: {', '.join(known[:20])}" if known else "there is none yet"
     return NotFound(
-        f"no service {service!r}; {names}", hint=f"did you mean {close[0]!r}?" if close else "deployd services apply FILE makes one"
+        f"no service {service!r}; {names}",
+        hint=f"did you mean {close[0]!r}?" if close else f"deployd services apply {service}.toml",
     )
 
 

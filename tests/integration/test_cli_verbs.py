@@ -82,6 +82,35 @@ def test_services_are_listed_and_shown(desk):
     assert shown == shown_as_json["spec"]
 
 
+def test_spec_that_is_shown_as_toml_is_applied_unchanged(desk):
+    """What `services show --toml` prints is the spec: applied again it changes nothing, and with --check nothing is written."""
+    desk.apply(more="[rollout]\nramp = [1, '10%']\nbake = '90s'\n[rollout.windows]\nallow = ['Mon-Fri 09:00-16:00']\n")
+    desk.apply(service="api")
+
+    for service in ("web", "api"):
+        (desk.directory / "copy.toml").write_text(desk.type("services", "show", service, "--toml")[1])
+        again = desk.type("services", "apply", str(desk.directory / "copy.toml"), "--name", service)
+        assert (0, f"{service} unchanged\n") == again[:2]
+
+    (desk.directory / "web.toml").write_text(desk.type("services", "show", "api", "--toml")[1])
+    checked = desk.type("services", "apply", str(desk.directory / "web.toml"), "--check")
+    assert (0, "/srv/web") == (checked[0], rollouts.read_service(desk.session, "web").spec.service.root)
+    assert 2 == desk.type("services", "show", "web", "--toml", "--json")[0]
+
+
+def test_service_without_a_spec_says_which_command_writes_it(desk):
+    """A node that is empty, or holds nonsense, is named with the command that mends it, by every verb that needs the spec."""
+    desk.apply("h1")
+    for data, why in ((b"", "the spec of web is empty"), (b"nonsense", "the spec of web cannot be read: node ")):
+        desk.session.set("/services/web/spec", data)
+        for verb in (["enable", "web", "v1"], ["services", "show", "web"], ["services", "show", "web", "--toml"]):
+            code, output, error = desk.type(*verb)
+
+            assert (1, "") == (code, output), verb
+            assert error.startswith(f"deployd: error: {why}"), error
+            assert error.endswith("Try: deployd services apply web.toml\n"), error
+
+
 def test_service_is_deleted_by_those_who_mean_it(desk):
     """Deleting asks for the name, and for --force while hosts are registered."""
     desk.apply("h1")

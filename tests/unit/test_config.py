@@ -3,13 +3,23 @@
 import json
 import socket
 import textwrap
+import tomllib
 
 import msgspec
 import pytest
 
 from deployd_core import config
 from deployd_core.api import ProbeOptions
-from deployd_core.config import load_agent_config, load_spec, make_reporters, read_toml, set_up, spec_to_json, step_timeout
+from deployd_core.config import (
+    load_agent_config,
+    load_spec,
+    make_reporters,
+    read_toml,
+    set_up,
+    spec_to_json,
+    spec_to_toml,
+    step_timeout,
+)
 from deployd_core.errors import ConfigError, UnknownPlugin
 from deployd_core.plugins import Plugins, convert
 from deployd_core.spec import ServiceSpec
@@ -254,6 +264,56 @@ def test_a_spec_survives_being_stored(tmp_path, plugins):
 
     assert spec == msgspec.json.decode(stored, type=ServiceSpec, dec_hook=decode_unit)
     assert "25%" == json.loads(stored)["restart"]["options"]["limit"]
+
+
+EVERY_TABLE = (
+    SPEC
+    + """
+[rollout]
+budget = 0
+ramp = [1, "10%"]
+bake = "90s"
+canary_first = true
+on_budget = "rollback"
+windows = { allow = ["Mon-Fri 09:00-16:00"], takes = "1m30s" }
+"""
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SPEC,
+        EVERY_TABLE,
+        SPEC.replace('"hello"', "'a \"quoted\"\\ path'"),
+        SPEC.replace("[instances]", "[instances]\nwarmup = { paths = ['/'], rounds = 3 }"),
+        SPEC.replace('names = ["web@8001", "web@8002"]', 'count = 2\npattern = "web@{port}"\nfirst_port = 8001'),
+        SPEC.replace('root = "/srv/web"', 'root = "/srv/web"\nkeep_bytes = "2GiB"\nkeep_releases = 5'),
+    ],
+)
+def test_a_spec_is_the_same_when_it_is_written_as_a_file_again(tmp_path, plugins, text):
+    """What `services show --toml` prints is read as the very spec that it was printed from."""
+    spec = load_spec(file(tmp_path / "web.toml", text), plugins, "web")
+
+    again = load_spec(file(tmp_path / "again.toml", spec_to_toml(spec)), plugins, "web")
+
+    assert spec == again
+
+
+def test_a_spec_is_written_without_its_defaults(tmp_path, plugins):
+    """Whoever reads it sees what somebody chose, and nothing else."""
+    spec = load_spec(file(tmp_path / "web.toml", EVERY_TABLE), plugins, "web")
+
+    written = tomllib.loads(spec_to_toml(spec))
+
+    assert {"root": "/srv/web"} == written["service"]
+    assert {
+        "ramp": ["1", "10%"],
+        "bake": "1m30s",
+        "canary_first": True,
+        "on_budget": "rollback",
+        "windows": {"allow": ["Mon-Fri 09:00-16:00"], "takes": "1m30s"},
+    } == written["rollout"]
 
 
 @pytest.mark.parametrize(
