@@ -307,7 +307,9 @@ def _require(home: Path | None) -> None:
     find_java()
     find_classpath(home)
     if importlib.util.find_spec("supervisor") is None:
-        raise ConfigError("supervisor, which runs the demo's service, is not installed", hint="pip install 'deployd[demo]'")
+        raise ConfigError(
+            "supervisor, which runs the demo's service, is not installed", hint="install it: pip install 'deployd[demo]'"
+        )
 
 
 def _directory(stack: ExitStack) -> Path:

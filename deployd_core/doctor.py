@@ -82,7 +82,7 @@ def _failed(name: str, error: DeploydError) -> Check:
 def _plugins(plugins: Plugins) -> Iterator[Check]:
     bad = [row for row in plugins.rows if row.state not in (PluginState.OK, PluginState.DISABLED)]
     for row in bad:
-        hint = "deployd plugins list; a service that names it is blocked until it is mended"
+        hint = "deployd plugins list (a service that names it is blocked until it is mended)"
         yield Check(name="plugins", verdict=Verdict.FAIL, says=row.reason or f"{row.provider} is {row.state.value}", hint=hint)
     if not bad:
         yield _ok("plugins", f"all {len(plugins.rows)} can be used")
@@ -160,7 +160,10 @@ def _xtables_lock(path: Path) -> Iterator[Check]:
 def _agent(config: AgentConfig) -> Check:
     path = Path(config.state_directory) / f"agent-{config.host}.lock"
     stopped = Check(
-        name="agent", verdict=Verdict.WARN, says=f"no agent runs for host {config.host}", hint="systemctl start deployd-agent"
+        name="agent",
+        verdict=Verdict.WARN,
+        says=f"no agent runs for host {config.host}",
+        hint="start it: systemctl start deployd-agent",
     )
     pid = ""
     try:

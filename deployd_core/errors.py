@@ -11,11 +11,17 @@
     ├── Conflict             somebody else changed the same node first
     └── NotFound             no such service, host or build
 
-The message says what happened and why, `hint` what to type or change next. Programmer errors are not in this tree: they are
-caught only at the two boundaries (the call of a plugin, the cycle of a service) and reported with their traceback.
+The message says what happened and why, `hint` what to type or change next: a command of ours that can be typed as it stands, or
+advice in words. A hint begins with a small letter and has no full stop. Several commands are joined by ``; or``, and each may have
+a remark in brackets behind it: ``deployd retry web (tries the failed hosts again); or deployd rollback web``. Programmer errors are
+not in this tree: they are caught only at the two boundaries (the call of a plugin, the cycle of a service) and reported with their
+traceback.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class DeploydError(Exception):
@@ -64,3 +70,10 @@ class Conflict(DeploydError):
 
 class NotFound(DeploydError):
     """No such service, host, build or node."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A hint for a name that is not there: the closest one, and all that there are."""
+    known = sorted(names)
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known) or 'none'}"

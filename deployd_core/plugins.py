@@ -26,7 +26,7 @@ import pluggy
 from deployd_core import api, decoding, hookspecs
 from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.entry_points import find_entry_points
-from deployd_core.errors import ConfigError, DeploydError, PluginError, UnknownPlugin
+from deployd_core.errors import ConfigError, DeploydError, PluginError, UnknownPlugin, did_you_mean
 
 ENTRY_POINT_GROUP = "deployd"
 OWN_DISTRIBUTION = "deployd"
@@ -158,12 +158,10 @@ class Plugins:
         for row in self.rows:
             if row.state is not PluginState.OK and name in (row.name, row.provider.entry):
                 raise UnknownPlugin(
-                    f"{kind.value} {name!r} cannot be used: {row.reason} [{row.provider}]", hint="see `deployd plugins list`"
+                    f"{kind.value} {name!r} cannot be used: {row.reason} [{row.provider}]", hint="deployd plugins list"
                 )
         names = [implementation.name for implementation in self.of_kind(kind)]
-        close = difflib.get_close_matches(name, names, n=1)
-        question = f"did you mean {close[0]!r}? " if close else ""
-        raise UnknownPlugin(f"there is no {kind.value} {name!r}", hint=f"{question}known: {', '.join(names) or 'none'}")
+        raise UnknownPlugin(f"there is no {kind.value} {name!r}", hint=did_you_mean(name, names))
 
     def make(self, kind: Kind, name: str, options: Mapping[str, Any], *, where: str) -> Bound[Any]:
         """Make a plugin object with the options of a spec.
@@ -180,7 +178,7 @@ class Plugins:
             PluginError: Its constructor failed.
         """
         found = self.get(kind, name)
-        checked = convert(options, found.plugin.options_type, where=where, hint=f"see `deployd plugins show {kind.value} {name}`")
+        checked = convert(options, found.plugin.options_type, where=where, hint=f"deployd plugins show {kind.value} {name}")
         plugin = call_plugin(found.provider, f"making {kind.value} {name}", lambda: found.plugin(checked))
         return Bound(plugin, name, found.provider)
 
@@ -337,7 +335,9 @@ def _single_files(directory: Path | None) -> Iterable[tuple[Provider, Callable[[
 
 def _load_file(path: Path) -> ModuleType:
     if path.stat().st_mode & stat.S_IWOTH:
-        raise PluginError(f"{path} can be written by anybody: the agent does not run it", hint=f"chmod o-w {path}")
+        raise PluginError(
+            f"{path} can be written by anybody: the agent does not run it", hint=f"take that right away: chmod o-w {path}"
+        )
     spec = importlib.util.spec_from_file_location(f"deployd_plugin_file_{path.stem.replace('-', '_')}", path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path} is not a Python module")

@@ -150,16 +150,16 @@ def promote(session: Session, service: str, *, by: str, why: str = "", force: bo
     if build is None:
         raise Conflict(
             f"{service} has no build that waits to be promoted",
-            hint=f"deployd enable {service} BUILD --canary begins with the canaries",
+            hint=f"deployd enable {service} BUILD --canary (begins with the canaries)",
         )
     bake = bake_of(build.build, progress.standings(fleet))
     if force and not why:
-        raise ConfigError(f"promoting {build.build} by force needs a reason", hint="--why TEXT")
+        raise ConfigError(f"promoting {build.build} by force needs a reason", hint="say why: --why TEXT")
     if not force and (bake.lacking or not bake.canaries):
         lacking = f"{', '.join(bake.lacking[:10])} {'is' if len(bake.lacking) == 1 else 'are'} not healthy with it"
         raise Conflict(
             f"{build.build} cannot be promoted: {lacking if bake.canaries else f'{service} has no canary host'}",
-            hint=f"deployd why {service}; to promote it all the same: deployd promote {service} --force --why TEXT",
+            hint=f"deployd why {service}; or deployd promote {service} --force --why TEXT (promotes it all the same)",
         )
     return progress.promote(session, fleet.record, build, by=by, why=why, at=_at(now))
 
@@ -181,14 +181,14 @@ def rollback(session: Session, service: str, *, by: str, why: str = "", to: str 
     if not to:
         raise Conflict(
             f"{service} has completed no build before {current or 'anything'} that was not rolled back from",
-            hint=f"deployd rollback {service} --to BUILD goes to a certain one; deployd history {service} names them",
+            hint=f"deployd rollback {service} --to BUILD (a certain one); or deployd history {service} (names them)",
         )
     digests = [entry.digest for entry in told if entry.role is Role.FLEET and entry.build == to != current and entry.verb.begins]
     if not digests and known is not None and known.build == to:
         digests = [known.digest]
     if not digests:
         raise NotFound(
-            f"{service} was never told to serve {to!r}", hint=f"deployd history {service}; or: deployd enable {service} {to}"
+            f"{service} was never told to serve {to!r}", hint=f"deployd history {service}; or deployd enable {service} {to}"
         )
     entry = HistoryEntry(verb=Verb.ROLLBACK, build=to, digest=digests[-1], by=by, why=why, at=_at(now))
     return orders.write_enabled(session, service, entry, expect=record)
@@ -285,7 +285,7 @@ def resume(session: Session, service: str, *, by: str, why: str = "", now: datet
         if rollout.state is RolloutState.HALTED:
             raise Conflict(
                 f"{service} is not paused but halted: {rollout.why}",
-                hint=f"deployd retry {service} tries the failed hosts again; deployd rollback {service} goes back",
+                hint=f"deployd retry {service} (tries the failed hosts again); or deployd rollback {service} (goes back)",
             )
         if rollout.state is RolloutState.OPEN:
             return rollout
@@ -374,7 +374,7 @@ def retire(session: Session, service: str, host: str, *, by: str, why: str, now:
 
 def _about_host(session: Session, service: str, host: str, verb: Verb, *, by: str, why: str, now: datetime | None) -> bool:
     if not why.strip():
-        raise ConfigError(f"{verb.value} needs a reason: it is kept in the history", hint="--why TEXT")
+        raise ConfigError(f"{verb.value} needs a reason: it is kept in the history", hint="say why: --why TEXT")
     news = orders.about_host(session, service, host, HistoryEntry(verb=verb, by=by, why=why, at=_at(now)))
     # What was waited for may be all that was missing, and there may be no other host left to notice.
     fleet = fleet_status(session, service)

@@ -14,7 +14,7 @@ import click
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Group
 from deployd_core.cli.here import spec_option, this_host
-from deployd_core.cli.output import is_terminal, message, print_json, print_table
+from deployd_core.cli.output import complain, is_terminal, message, print_json, print_table
 from deployd_core.cli.settings import Settings, config_options, duration, json_option, pass_settings, zookeeper_options
 from deployd_core.errors import ConfigError, DeploydError
 from deployd_core.units import Duration
@@ -151,9 +151,11 @@ def _rehearse(here: Here, only: str | None, *, yes: bool) -> Iterator[Rehearsal]
         raise ConfigError(f"{service} has no instance {only!r}", hint=f"known: {known or 'none'}")
     problem = in_the_way(gate, here.host_call())
     if problem:
-        raise ConfigError(problem, hint=f"deployd drains list; to open it: deployd drains clear {service}")
+        raise ConfigError(problem, hint=f"deployd drains clear {service} (opens it); or deployd drains list")
     if len(here.setup.instances) == 1 and not yes:
-        raise ConfigError(f"{instances[0].name} is the only instance here: nobody serves while it is closed", hint="--yes to do it")
+        raise ConfigError(
+            f"{instances[0].name} is the only instance here: nobody serves while it is closed", hint="to do it all the same: --yes"
+        )
     remember(Path(here.config.state_directory), service, here.setup.spec.instances.gate)
     for instance in instances:
         yield rehearse(gate, lambda until, it=instance: here.gate_call(it, until=until), drain)  # type: ignore[misc]
@@ -202,7 +204,7 @@ def _report(opened: list[Closed], errors: list[DeploydError]) -> int:
     for one in opened:
         click.echo(f"{one.lease.instance} of {one.lease.service} opened ({one.gate}, {one.state.value})")
     for error in errors:
-        message(f"deployd: error: {error.message}{f' ({error.hint})' if error.hint else ''}")
+        complain(error.message, error.hint)
     return Exit.FAILED if errors else Exit.DONE
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import click
 
-from deployd_core.errors import DeploydError
+from deployd_core.errors import DeploydError, did_you_mean
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not converged in time, 4 halted or held, 130 interrupted."
 
@@ -64,13 +63,6 @@ COMMANDS: dict[str, Entry] = {
 
 class UnknownCommandError(DeploydError):
     """No command of that name; a mistake in usage, so that the exit code is 2."""
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A hint for a name that is not there: the closest one, and all that there are."""
-    known = sorted(names)
-    close = difflib.get_close_matches(name, known, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known) or 'none'}"
 
 
 class _Examples(click.Command):

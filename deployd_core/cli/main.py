@@ -14,7 +14,7 @@ import click
 from deployd_core import __version__
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import COMPLETE_VARIABLE, LazyGroup, UnknownCommandError
-from deployd_core.cli.output import use_colour
+from deployd_core.cli.output import complain, use_colour
 from deployd_core.cli.settings import Settings, config_options
 from deployd_core.errors import DeploydError
 
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.UsageError as error:
         return _fail_usage(error)
     except click.ClickException as error:
-        click.echo(f"deployd: error: {error.format_message()}", err=True)
+        complain(error.format_message())
         return error.exit_code
     except click.Abort as error:
         return Exit.INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else Exit.FAILED
@@ -84,9 +84,7 @@ def _fail(settings: Settings, error: DeploydError, code: int) -> int:
         import traceback
 
         traceback.print_exception(error)
-    hint = error.hint
-    more = f" {hint[0].upper()}{hint[1:]}" if hint.startswith("did you mean") else f" Try: {hint}" if hint else ""
-    click.echo(f"deployd: error: {error.message.rstrip('.')}{'.' if more else ''}{more}", err=True)
+    complain(error.message, error.hint)
     return code
 
 
@@ -95,7 +93,7 @@ def _fail_usage(error: click.UsageError) -> int:
     if context is not None:
         click.echo(context.get_usage(), err=True)
     help_of = context.command_path if context is not None else "deployd"
-    click.echo(f"deployd: error: {error.format_message().rstrip('.')}. Try: {help_of} --help", err=True)
+    complain(error.format_message(), f"{help_of} --help")
     return Exit.USAGE
 
 
@@ -107,7 +105,7 @@ def _report_fault(kind: type[BaseException], fault: BaseException, traceback: Tr
     while traceback is not None:
         where = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
-    click.echo(f"deployd: internal error: {kind.__name__}: {fault} ({where}). Try: the same with --debug, and report it", err=True)
+    click.echo(f"deployd: internal error: {kind.__name__}: {fault} ({where}). Run the same with --debug, and report it", err=True)
     return None
 
 

@@ -73,7 +73,7 @@ def _ask_plugins(settings: Settings, record: ServiceRecord) -> None:
     asking.start()
     asking.join(_VETO_TIMEOUT)
     if said[0]:
-        hint = f"deployd promote {record.service} --force --why TEXT overrides it"
+        hint = f"deployd promote {record.service} --force --why TEXT (overrides it)"
         raise Conflict(f"{build.build} is not promoted: vetoed by {said[0]}", hint=hint)
 
 

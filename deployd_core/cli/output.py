@@ -80,6 +80,23 @@ def _cell(text: str, width: int, colours: Mapping[str, str] | None) -> str:
     return click.style(text, fg=colour) + padded[len(text) :] if colour and use_colour() else padded
 
 
+def complain(what: str, hint: str = "") -> None:
+    """Print an error and what to do about it: a command of ours after ``Try:``, or advice as a sentence.
+
+    Args:
+        what: What happened, and why.
+        hint: As `deployd_core.errors` has it.
+    """
+    message(f"deployd: error: {_with_hint(what.rstrip('.'), hint)}")
+
+
+def _with_hint(what: str, hint: str) -> str:
+    if not hint:
+        return what
+    more = f"Try: {hint}" if hint.startswith("deployd ") else f"{hint[0].upper()}{hint[1:]}"
+    return f"{what}{'' if what.endswith(('?', '!')) else '.'} {more}"
+
+
 def message(text: str) -> None:
     """Tell the person something that is not the result."""
     click.echo(text, err=True)

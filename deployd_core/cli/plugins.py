@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from deployd_core.cli.checking import facts_option, option_option, seed_options
-from deployd_core.cli.groups import Group, did_you_mean
+from deployd_core.cli.groups import Group
 from deployd_core.cli.settings import Settings, complete_plugins, config_options, json_option, pass_settings
+from deployd_core.errors import did_you_mean
 
 if TYPE_CHECKING:
     from deployd_core.plugins import Kind

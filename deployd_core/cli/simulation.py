@@ -97,7 +97,7 @@ def make_scenario(settings: Settings, wish: Wish) -> Scenario:
     plugins, options = settings.plugins(), _options(wish.options)
     before, hosts = "v1", roster(wish.hosts, min(wish.zones, wish.hosts))
     if wish.service:
-        spec, hosts, before = _read_service(settings, wish.service)
+        spec, hosts, before = _read_service(settings, wish.service, wish.strategy)
     elif wish.spec_file is not None:
         spec = load_spec(wish.spec_file, plugins, "web")
     else:
@@ -170,7 +170,7 @@ def print_summary(
     click.echo("\n".join(lines))
 
 
-def _read_service(settings: Settings, service: str) -> tuple[ServiceSpec, tuple[HostSetup, ...], str]:
+def _read_service(settings: Settings, service: str, strategy: str) -> tuple[ServiceSpec, tuple[HostSetup, ...], str]:
     """Spec, roster and enabled build of a service, as ZooKeeper has them."""
     from deployd_core import rollouts
     from deployd_core.cli.store import connected, require_spec
@@ -181,7 +181,7 @@ def _read_service(settings: Settings, service: str) -> tuple[ServiceSpec, tuple[
     spec, enabled = require_spec(fleet.record), fleet.record.enabled
     if not fleet.hosts:
         raise NotFound(
-            f"{service} has no hosts", hint=f"without its roster: deployd strategies simulate NAME --spec {service}.toml"
+            f"{service} has no hosts", hint=f"deployd strategies simulate {strategy} --spec {service}.toml (without its roster)"
         )
     hosts = tuple(HostSetup(name=entry.host, zone=entry.zone, role=entry.role) for entry in fleet.hosts)
     return spec, hosts, enabled.build if enabled is not None else "v1"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from deployd_core.cli.exits import Exit
-from deployd_core.cli.output import message
+from deployd_core.cli.output import complain, message
 from deployd_core.cli.settings import duration
 from deployd_core.units import Duration
 
@@ -86,10 +86,10 @@ def _conclude(
         why, then = _held(seen, build, rollout, role)
         # The hosts of a rollout that is over take part in the next one.
         counted = f"{number} serve {build}: " if entries else ""
-        message(f"deployd: error: {counted}{why}. Try: {then}")
+        complain(f"{counted}{why}", then)
         return Exit.HELD
     if verdict is Verdict.STUCK:
-        message(f"deployd: error: {number} serve {build}, and no other gets further by itself. Try: deployd why {service}")
+        complain(f"{number} serve {build}, and no other gets further by itself", f"deployd why {service}")
         return Exit.FAILED
     known = (
         f"{number} serve {build}"
@@ -98,7 +98,7 @@ def _conclude(
         if seen
         else "ZooKeeper has not answered"
     )
-    message(f"deployd: error: {known} after {timeout}; the rollout goes on. Try: deployd why {service}")
+    complain(f"{known} after {timeout}; the rollout goes on", f"deployd why {service}")
     return Exit.LATE
 
 

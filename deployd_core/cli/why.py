@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from deployd_core.cli.exits import Exit
-from deployd_core.cli.groups import Command, did_you_mean
+from deployd_core.cli.groups import Command
 from deployd_core.cli.output import is_terminal, print_json
 from deployd_core.cli.settings import Settings, json_option, pass_settings, zookeeper_options
-from deployd_core.errors import DeploydError, NotFound
+from deployd_core.errors import DeploydError
 
 if TYPE_CHECKING:
     from deployd_core.explaining import Explanation
@@ -67,9 +67,11 @@ def command(settings: Settings, *, service: str, host: str | None, as_json: bool
 
 
 def _check_host(fleet: FleetStatus, host: str | None) -> None:
+    from deployd_core.zookeeper.members import no_such_host
+
     names = [entry.host for entry in fleet.hosts]
     if host is not None and host not in names:
-        raise NotFound(f"{fleet.record.service} has no host {host!r}", hint=did_you_mean(host, names))
+        raise no_such_host(fleet.record.service, host, names)
 
 
 def _limit(settings: Settings, fleet: FleetStatus) -> FleetLimit | None:

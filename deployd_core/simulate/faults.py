@@ -6,14 +6,13 @@ the hosts that have got a permit (``50%``), a time (``10m``), or left to the see
 
 from __future__ import annotations
 
-import difflib
 import random
 import re
 from enum import Enum
 
 from msgspec import Struct
 
-from deployd_core.errors import ConfigError
+from deployd_core.errors import ConfigError, did_you_mean
 from deployd_core.units import Duration, Share
 
 _FAULT = re.compile(r"([a-z-]+)(?::(\d+%?))?(?:@(\S+))?")
@@ -142,9 +141,7 @@ def _parse(text: str) -> Fault:
     name, share, when = match.groups()
     names = [kind.value for kind in FaultKind]
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        question = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"there is no fault {name!r}", hint=f"{question}known: {', '.join(names)}")
+        raise ConfigError(f"there is no fault {name!r}", hint=did_you_mean(name, names))
     kind = FaultKind(name)
     if share is not None and not kind.of_hosts:
         raise ConfigError(f"{text!r}: {name} happens to the service and not to hosts", hint=f"write {name} or {name}@50%")

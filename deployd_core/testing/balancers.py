@@ -117,7 +117,7 @@ class Balancer(ABC):
             Unavailable: It ended, or did not listen in time; the message holds the end of its log.
         """
         if shutil.which(self.program) is None:
-            raise ConfigError(f"{self.program} is not installed", hint=f"apt-get install {self.package}")
+            raise ConfigError(f"{self.program} is not installed", hint=f"install it: apt-get install {self.package}")
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"{self.program}.conf"
         path.write_text(self.configuration(), encoding="utf-8")

@@ -116,7 +116,7 @@ class Supervisord:
             Unavailable: It ended, or did not answer in time; the message holds the end of its log.
         """
         if importlib.util.find_spec("supervisor") is None:
-            raise ConfigError("supervisor is not installed", hint="pip install 'deployd[demo]'")
+            raise ConfigError("supervisor is not installed", hint="install it: pip install 'deployd[demo]'")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._place_socket()
         self.write_config()

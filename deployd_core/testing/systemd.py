@@ -205,11 +205,13 @@ def _check() -> Path:
         raise ConfigError("booting a systemd in namespaces needs root")
     missing = sorted({package for tool, package in _TOOLS.items() if shutil.which(tool) is None})
     if missing:
-        raise ConfigError(f"programs of {', '.join(missing)} are missing", hint=f"apt-get install {' '.join(missing)}")
+        raise ConfigError(
+            f"programs of {', '.join(missing)} are missing", hint=f"install them: apt-get install {' '.join(missing)}"
+        )
     for init in _INITS:
         if init.exists():
             return init
-    raise ConfigError("systemd is missing", hint="apt-get install systemd")
+    raise ConfigError("systemd is missing", hint="install it: apt-get install systemd")
 
 
 def _make_cgroup() -> Path:
@@ -219,7 +221,7 @@ def _make_cgroup() -> Path:
     lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     own = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
     if not roots or not own:
-        raise ConfigError("no cgroup2 file system is mounted", hint="mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified")
+        raise ConfigError("no cgroup2 file system is mounted", hint="make one: mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified")
     cgroup = roots[0] / own[0].lstrip("/") / f"deployd-systemd-{os.getpid()}-{time.monotonic_ns()}"
     try:
         cgroup.mkdir()

@@ -18,7 +18,7 @@ from types import TracebackType
 from deployd_core.errors import ConfigError, Unavailable
 
 DEBIAN_JARS = Path("/usr/share/java")
-_PACKAGES = "apt-get install libzookeeper-java default-jre-headless"
+_PACKAGES = "install it: apt-get install libzookeeper-java default-jre-headless"
 _MAIN_CLASS = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
 _JARS = (
     "zookeeper",
@@ -117,7 +117,9 @@ def find_java() -> str:
     """
     java = shutil.which("java")
     if java is None:
-        raise ConfigError("a ZooKeeper server needs java, which is not on PATH", hint="apt-get install default-jre-headless")
+        raise ConfigError(
+            "a ZooKeeper server needs java, which is not on PATH", hint="install one: apt-get install default-jre-headless"
+        )
     return java
 
 

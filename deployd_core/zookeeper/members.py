@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from msgspec import Struct
@@ -121,7 +121,7 @@ def write_role(session: Session, service: str, host: str, role: Role) -> bool:
     for _ in range(ATTEMPTS):
         node = session.get(path)
         if node is None:
-            raise no_such_host(session, service, host)
+            raise host_is_missing(session, service, host)
         membership = Problems(session).read(layout.decode_membership, path, node, Membership())
         if membership.role is role and node.data.strip():
             return False
@@ -133,11 +133,16 @@ def write_role(session: Session, service: str, host: str, role: Role) -> bool:
     raise gave_up(session, path)
 
 
-def no_such_host(session: Session, service: str, host: str) -> NotFound:
-    """The error that says which hosts there are."""
+def host_is_missing(session: Session, service: str, host: str) -> NotFound:
+    """The error for a host that is not there: perhaps its whole service is not."""
     if session.stat(ServicePaths(service).spec) is None:
         return no_such_service(session, service)
-    known = sorted(read_members(session, service))
+    return no_such_host(service, host, read_members(session, service))
+
+
+def no_such_host(service: str, host: str, registered: Iterable[str]) -> NotFound:
+    """The error that says which hosts there are."""
+    known = sorted(registered)
     close = difflib.get_close_matches(host, known, n=1)
     names = f"known: {', '.join(known[:20])}" if known else "none has registered yet"
     hint = f"did you mean {close[0]!r}?" if close else "a host registers itself when its agent starts"

@@ -17,7 +17,7 @@ from deployd_core.errors import Conflict
 from deployd_core.model import Role
 from deployd_core.zookeeper import layout
 from deployd_core.zookeeper.layout import ServicePaths
-from deployd_core.zookeeper.members import no_such_host, read_members
+from deployd_core.zookeeper.members import host_is_missing, read_members
 from deployd_core.zookeeper.services import (
     ATTEMPTS,
     Problems,
@@ -217,7 +217,7 @@ def about_host(session: Session, service: str, host: str, entry: HistoryEntry) -
         if order.carried_out() is not None:
             return True
         if nodes[paths.host(host)] is None and nodes[paths.permit(host)] is None:
-            raise no_such_host(session, service, host)
+            raise host_is_missing(session, service, host)
         if entry.verb in (Verb.RETIRE, Verb.LOST) and nodes[layout.agent(host)] is not None:
             raise Conflict(
                 f"the agent of {host} is running: it is not gone",

@@ -69,7 +69,7 @@ def test_halted_rollout_is_not_resumed_but_retried(two):
 
     assert 1 == refused[0]
     assert "web is not paused but halted: 1 host failed in v2-" in refused[2]
-    assert refused[2].endswith("Try: deployd retry web tries the failed hosts again; deployd rollback web goes back\n")
+    assert refused[2].endswith("Try: deployd retry web (tries the failed hosts again); or deployd rollback web (goes back)\n")
     assert (0, "the rollout of web goes on; on h1 again\n") == retried[:2]
     assert "go back instead: deployd rollback web" in retried[2]
     assert (0, "web has nothing to retry: its rollout is open, and no host has failed in it\n") == again[:2]
@@ -122,9 +122,9 @@ def test_promotion_waits_for_the_canaries(two):
 
     assert "the canary hosts go first (h1); then: deployd promote web\n" in enabled[2]
     assert 1 == too_early[0]
-    assert "v2 cannot be promoted: h1 is not healthy with it. Try: deployd why web; to promote it all the same" in too_early[2]
+    assert "v2 cannot be promoted: h1 is not healthy with it. Try: deployd why web; or deployd promote web --force" in too_early[2]
     assert 1 == unexplained[0]
-    assert "promoting v2 by force needs a reason. Try: --why TEXT" in unexplained[2]
+    assert "promoting v2 by force needs a reason. Say why: --why TEXT" in unexplained[2]
     assert (0, "promoted v2 to the fleet of web\n") == promoted[:2]
     assert "stop it: deployd pause web" in promoted[2]
     assert 1 == again[0]
@@ -182,7 +182,7 @@ def test_rollback_goes_to_the_last_complete_build(two):
     assert 1 == nowhere[0]
     assert "web has completed no build before v1 that was not rolled back from. Try: deployd rollback web --to BUILD" in nowhere[2]
     assert 1 == unknown[0]
-    assert "web was never told to serve 'v9'. Try: deployd history web; or: deployd enable web v9" in unknown[2]
+    assert "web was never told to serve 'v9'. Try: deployd history web; or deployd enable web v9" in unknown[2]
 
 
 def test_enabling_says_how_to_go_back(two):
@@ -503,6 +503,20 @@ def test_unknown_service_is_an_error_with_a_guess(two, arguments):
     assert "no service 'wbe'; known: web. Did you mean 'web'?" in error
     with pytest.raises(NotFound):
         rollouts.read_service(two.session, "wbe")
+
+
+def test_unknown_host_is_the_same_error_in_every_verb(two):
+    """Whoever mistypes a host is told which one may have been meant, in one wording."""
+    verbs = (
+        ["why", "web", "h11"],
+        ["hosts", "role", "web", "h11", "canary"],
+        ["permits", "release", "web", "h11", "--why", "x"],
+        *(["hosts", verb, "web", "h11", "--why", "x"] for verb in ("excuse", "lost", "retire")),
+    )
+
+    said = {two.type(*verb) for verb in verbs}
+
+    assert {(1, "", "deployd: error: no host 'h11' in service 'web'; known: h1, h2. Did you mean 'h1'?\n")} == said
 
 
 def test_restart_is_complete_when_every_host_has_restarted(two):

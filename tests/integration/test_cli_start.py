@@ -161,7 +161,7 @@ def test_fault_of_ours_is_short_unless_asked(tmp_path):
 
     assert (1, 1) == (short.returncode, long.returncode)
     assert (
-        f"deployd: internal error: KeyError: 'key' ({tmp_path}/fails.py:8). Try: the same with --debug, and report it\n"
+        f"deployd: internal error: KeyError: 'key' ({tmp_path}/fails.py:8). Run the same with --debug, and report it\n"
         == short.stderr
     )
     assert long.stderr.startswith("Traceback (most recent call last):")

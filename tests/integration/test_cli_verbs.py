@@ -162,7 +162,7 @@ OTHER = "sha256:" + "0" * 64
         (["wbe", "v1"], 1, "no service 'wbe'; known: web. Did you mean 'web'?"),
         (["web", "../v1"], 1, "build id '../v1' must be"),
         (["web", "v1", "--digest", "sha256:12"], 1, "digest 'sha256:12' must be"),
-        (["web", "v1", "--digest", OTHER], 1, f"not with {OTHER}. Try: leave --digest out"),
+        (["web", "v1", "--digest", OTHER], 1, f"not with {OTHER}. Leave --digest out"),
         (["web", "v1", "--no-check"], 2, "--no-check needs --digest"),
         (["web", "v1", "--wait", "--timeout", "10"], 2, "is not a duration"),
         (["web"], 2, "Missing argument 'BUILD'"),
@@ -207,7 +207,7 @@ def test_build_id_names_one_artifact_for_ever(desk):
 
     assert 1 == code
     assert "build 'v1' was enabled with sha256:" in error
-    assert "Try: publish it under a new id" in error
+    assert ". Publish it under a new id" in error
 
 
 def test_source_out_of_reach_can_be_vouched_for(desk):
@@ -453,7 +453,10 @@ def test_why_of_one_host(desk):
     known, unknown = desk.type("why", "web", "web-1"), desk.type("why", "web", "web-11")
 
     assert known[1].startswith("web-1: v1 converged since ")
-    assert (1, "deployd: error: web has no host 'web-11'. Did you mean 'web-1'? known: web-1, web-2\n") == (unknown[0], unknown[2])
+    assert (1, "deployd: error: no host 'web-11' in service 'web'; known: web-1, web-2. Did you mean 'web-1'?\n") == (
+        unknown[0],
+        unknown[2],
+    )
 
 
 def test_why_begins_with_who_stopped_everything(desk):
@@ -541,7 +544,7 @@ def test_silent_zookeeper_is_an_error_in_bounded_time(capsys, arguments):
     error = capsys.readouterr().err
     assert 1 == code
     assert f"deployd: error: ZooKeeper at {address} does not answer" in error
-    assert "gave up after 300ms. Try: is it running? The address is from --zookeeper" in error
+    assert "gave up after 300ms. Is it running? The address is from --zookeeper" in error
 
 
 def test_address_that_is_none_is_refused(capsys):

@@ -134,7 +134,7 @@ def test_a_spec_says_what_runs(capsys, tmp_path):
     ("arguments", "code", "message"),
     [
         (["--faults", "earthquake"], 1, "there is no fault 'earthquake'"),
-        (["-o", "limit"], 1, "option 'limit' has no value. Try: write -o KEY=VALUE"),
+        (["-o", "limit"], 1, "option 'limit' has no value. Write -o KEY=VALUE"),
         (["-o", "limits=2"], 1, "limits"),
         (["--hosts", "0"], 2, "--hosts"),
         (["--spec", "/nonexistent.toml"], 1, "/nonexistent.toml does not exist"),

@@ -286,7 +286,7 @@ def _import() -> Any:
         # AttributeError: iptc goes on without the libraries that it has not found.
         raise ConfigError(
             f"python-iptables does not work here: {error}",
-            hint='apt install iptables brings libxtables and libip4tc, pip install python-iptables the rest; or gate = "nftables"',
+            hint='install what is missing: apt install iptables, pip install python-iptables; or use gate = "nftables"',
         ) from error
     return iptc
 
@@ -306,7 +306,7 @@ def _refusal(family: int, words: str) -> DeploydError:
     if "match by that name" in words:
         return _Unusable(
             f"this kernel lacks something that the rule for IPv{family} needs (mark, time, comment, REJECT): {words}",
-            hint='modprobe what is missing, or use gate = "nftables"',
+            hint='load what is missing with modprobe, or use gate = "nftables"',
         )
     return Unavailable(f"the tables of iptables for IPv{family} cannot be changed: {words}")
 

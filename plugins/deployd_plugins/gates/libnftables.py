@@ -69,7 +69,7 @@ def _library() -> Any:
     try:
         library = ctypes.CDLL(name)
     except OSError as error:
-        raise ConfigError(f"libnftables cannot be loaded: {error}", hint="apt install nftables") from error
+        raise ConfigError(f"libnftables cannot be loaded: {error}", hint="install it: apt install nftables") from error
     handle, text = ctypes.c_void_p, ctypes.c_char_p
     for function, result, arguments in (
         ("nft_ctx_new", handle, [ctypes.c_uint32]),
@@ -102,7 +102,7 @@ def _try_netlink() -> None:
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
     except OSError as error:
         raise ConfigError(
-            f"this kernel has no nftables: {error.strerror}", hint='modprobe nf_tables, or use gate = "iptables"'
+            f"this kernel has no nftables: {error.strerror}", hint='load it, modprobe nf_tables, or use gate = "iptables"'
         ) from error
 
 
@@ -114,6 +114,7 @@ def _refusal(words: str) -> DeploydError:
         return NoSuchTable(f"nftables: {first}")
     if "Operation not supported" in words or "Protocol not supported" in words or "Unable to initialize" in words:
         return ConfigError(
-            f"this kernel cannot do what the gate needs of nftables: {first}", hint='modprobe nf_tables, or use gate = "iptables"'
+            f"this kernel cannot do what the gate needs of nftables: {first}",
+            hint='load it, modprobe nf_tables, or use gate = "iptables"',
         )
     return Unavailable(f"nftables refused: {first}")

@@ -299,6 +299,7 @@ def _refusal(error: OSError) -> ConfigError | Unavailable:
         return ConfigError("only root may look at the marks of connections, and close them", hint="run the agent as root")
     if error.errno in (errno.ENOENT, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
         return ConfigError(
-            "this kernel cannot be asked for connections (tcp_diag)", hint="modprobe tcp_diag, or a kernel with CONFIG_INET_DIAG"
+            "this kernel cannot be asked for connections (tcp_diag)",
+            hint="load it, modprobe tcp_diag, or use a kernel with CONFIG_INET_DIAG",
         )
     return Unavailable(f"the kernel did not say which connections there are: {error}")
