@@ -25,7 +25,7 @@ from deployd_core.noticing import (
     way_back,
     ways_on,
 )
-from deployd_core.picture import HostState, reason_of, state_of, step_of
+from deployd_core.picture import HostState, excuse_of, reason_of, state_of, step_of
 from deployd_core.planner import HostStep, Remedy
 from deployd_core.zookeeper.status import FleetStatus, HostEntry
 
@@ -130,8 +130,7 @@ class _Desk:
         reason = denied.reason if waits and denied is not None else reason_of(entry)
         if waits and denied is None and self._limit_of(entry, waiters) is None:
             reason = f"{reason}; the limit of its strategy is not known here" if reason else "its limit is not known here"
-        if entry.excused is not None:
-            reason = f"{reason}; excused by {entry.excused.by or 'somebody'}: {entry.excused.why}".removeprefix("; ")
+        reason = "; ".join(filter(None, (reason, excuse_of(entry))))
         blockers = (
             tuple(blocker_of(self._fleet, name, denied.code) for name in denied.blockers) if waits and denied is not None else ()
         )

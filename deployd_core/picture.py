@@ -89,6 +89,11 @@ def reason_of(entry: HostEntry) -> str:
     return " ".join((status.reason or status.last_error).split())
 
 
+def excuse_of(entry: HostEntry) -> str:
+    """That a host is not waited for, by whose word and why; empty when nobody has excused it."""
+    return f"excused{_by(entry.excused.by)}: {entry.excused.why}" if entry.excused is not None else ""
+
+
 def ready_of(entry: HostEntry) -> str:
     """How many instances of a host can serve now, whichever build: healthy, open and not being restarted: ``1/2``."""
     instances = entry.status.instances if entry.status is not None else ()

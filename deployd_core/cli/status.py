@@ -100,7 +100,7 @@ def lines_of(fleet: FleetStatus, reasons: Mapping[str, str] = MappingProxyType({
     from deployd_core.cli.progress import STATE_COLOURS
     from deployd_core.coordination import Denial
     from deployd_core.noticing import notices
-    from deployd_core.picture import ago, count, ready_of, reason_of, state_of, step_of
+    from deployd_core.picture import ago, count, excuse_of, ready_of, reason_of, state_of, step_of
 
     record = fleet.record
     yield f"{click.style(record.service, bold=True)}: {_enabled(record.enabled)}"
@@ -125,7 +125,7 @@ def lines_of(fleet: FleetStatus, reasons: Mapping[str, str] = MappingProxyType({
             ago(entry.status.since) if entry.status is not None else "",
             (entry.status.served or "") if entry.status is not None else "",
             ready_of(entry),
-            reasons.get(entry.host, reason_of(entry)),
+            "; ".join(filter(None, (reasons.get(entry.host, reason_of(entry)), excuse_of(entry)))),
         )
         for entry in fleet.hosts
     ]
@@ -171,6 +171,7 @@ def host_as_object(entry: HostEntry) -> dict[str, Any]:
         "alive": entry.alive,
         "state": state_of(entry).value,
         "reason": reason_of(entry),
+        "excused": entry.excused,
         "permit_since": entry.permit.since if entry.permit is not None else None,
         "wanted": entry.wanted.build if entry.wanted is not None else None,
         "served": status.served if status is not None else None,
