@@ -13,6 +13,7 @@ from typing import Protocol
 
 from msgspec import Struct, field
 
+from deployd_core.errors import Conflict
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import ServiceSpec
 
@@ -39,6 +40,14 @@ class Excuse(Struct, frozen=True, kw_only=True):
     why: str
     at: str
     """RFC 3339."""
+
+
+def is_well(host: str) -> Conflict:
+    """The error for an excuse that a host does not need: its agent lives, and does not say that the host is down."""
+    return Conflict(
+        f"{host} is well: its agent runs, and does not say that it is down",
+        hint="to go on without it, stop its agent first: an excuse ends when that comes back",
+    )
 
 
 class Membership(Struct, frozen=True, kw_only=True):

@@ -116,10 +116,9 @@ def enable(
     why: str = "",
     now: datetime | None = None,
 ) -> str:
-    """Have the hosts of a role serve a build; a halted or paused rollout is opened again, and permits that are held are kept.
+    """Have the hosts of a role serve a build; returns the id of the rollout that this begins.
 
-    Returns:
-        The id of the rollout that this begins.
+    A rollout that is halted or paused is opened again, and permits that are held are kept.
 
     Raises:
         ConfigError: The build or digest is malformed, or the spec's limits let no host restart, ever.
@@ -345,6 +344,7 @@ def excuse(session: Session, service: str, host: str, *, by: str, why: str, now:
 
     Raises:
         NotFound: No such service or host.
+        Conflict: It is well: its agent lives, and does not say that the host is down.
         ConfigError: Nobody says why.
     """
     return _about_host(session, service, host, Verb.EXCUSE, by=by, why=why, now=now)

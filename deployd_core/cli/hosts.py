@@ -84,16 +84,12 @@ def list_hosts(settings: Settings, *, service: str, as_json: bool) -> int:
 
 def _note(entry: HostEntry) -> str:
     """What matters to the others about a host."""
-    from deployd_core.picture import ago
+    from deployd_core.picture import ago, excuse_of
 
-    notes = []
-    if entry.excused is not None:
-        notes.append(f"excused by {entry.excused.by or 'somebody'}: {entry.excused.why}")
-    elif entry.down:
-        notes.append("down")
+    notes = [excuse_of(entry) or ("down" if entry.down else "")]
     if entry.permit is not None:
         notes.append(f"holds a permit for {ago(entry.permit.since, datetime.now(UTC))}")
-    return "; ".join(notes)
+    return "; ".join(filter(None, notes))
 
 
 @command.command("role", examples=["deployd hosts role web web-17 canary", "deployd hosts role web web-17 fleet"])
@@ -131,7 +127,8 @@ def set_role(settings: Settings, *, service: str, host: str, role: str) -> int:
 def excuse(settings: Settings, *, service: str, host: str, why: str, by: str | None) -> int:
     """Stop counting a host as down, and waiting for it, until its agent comes back or it serves again.
 
-    A permit that it holds stays: `deployd hosts lost` takes that away, too.
+    Refused while it is well: its agent runs, and does not say that the host is down. A permit that it holds stays: `deployd hosts
+    lost` takes that away, too.
     """
     from deployd_core import rollouts
 

@@ -157,11 +157,10 @@ class MemoryEnsemble:
                 self._freed(service, host)
 
     def excuse(self, service: str, host: str, *, by: str = "", why: str = "") -> None:
-        """Stop counting a host as down, until its agent comes back."""
+        """Stop counting a host as down, until its agent comes back; refused while it is well."""
         with self.lock:
             found = self._existing(service)
-            excuse = Excuse(by=by, why=why, at=self._clock().isoformat())
-            found.members[host] = replace(found.members[host], excused=excuse)
+            found.excuse(host, Excuse(by=by, why=why, at=self._clock().isoformat()))
             self._wrote(service, f"hosts/{host}")
             self._tell(service, found.heads)
 

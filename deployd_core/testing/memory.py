@@ -9,10 +9,23 @@ from datetime import datetime
 from typing import NamedTuple
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from deployd_core.admission import Request
 from deployd_core.advancing import Now, Standing
-from deployd_core.coordination import PATIENCE, Enabled, Freeze, HistoryEntry, HostStatus, Membership, Permit, Rollout, Snapshot
+from deployd_core.coordination import (
+    PATIENCE,
+    Enabled,
+    Excuse,
+    Freeze,
+    HistoryEntry,
+    HostStatus,
+    Membership,
+    Permit,
+    Rollout,
+    Snapshot,
+    is_well,
+)
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import RolloutTable, ServiceSpec
 
@@ -94,6 +107,16 @@ class MemoryService(Struct, kw_only=True):
         """Take a permit back; whether there was one."""
         self.holders.pop(host, None)
         return self.permits.pop(host, None) is not None
+
+    def excuse(self, host: str, excuse: Excuse) -> None:
+        """Stop counting a host as down, until its agent comes back.
+
+        Raises:
+            Conflict: It is well.
+        """
+        if host not in self.away and host not in self.down:
+            raise is_well(host)
+        self.members[host] = replace(self.members[host], excused=excuse)
 
     @property
     def watching(self) -> list[str]:

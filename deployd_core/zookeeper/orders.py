@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from msgspec.structs import replace
 
 from deployd_core.advancing import begun
-from deployd_core.coordination import Enabled, Excuse, HistoryEntry, Rollout, Verb
+from deployd_core.coordination import Enabled, Excuse, HistoryEntry, Rollout, Verb, is_well
 from deployd_core.errors import Conflict
 from deployd_core.model import Role
 from deployd_core.zookeeper import layout
@@ -207,7 +207,8 @@ def about_host(session: Session, service: str, host: str, entry: HistoryEntry) -
 
     Raises:
         NotFound: No such service, or no such host in it.
-        Conflict: It is to be given up or retired, and its agent lives; or it has gone on since a commit that never happened.
+        Conflict: It is to be given up or retired, and its agent lives; it is to be excused, and is well; or it has gone on since a
+            commit that never happened.
     """
     paths, order = ServicePaths(service), _Order(session, service, replace(entry, host=host))
     own = (paths.host(host), paths.permit(host), paths.status(host), paths.down(host))
@@ -218,17 +219,14 @@ def about_host(session: Session, service: str, host: str, entry: HistoryEntry) -
             return True
         if nodes[paths.host(host)] is None and nodes[paths.permit(host)] is None:
             raise host_is_missing(session, service, host)
-        if entry.verb in (Verb.RETIRE, Verb.LOST) and nodes[layout.agent(host)] is not None:
-            raise Conflict(
-                f"the agent of {host} is running: it is not gone",
-                hint=f"stop it first; to take its permit alone: deployd permits release {service} {host} --why TEXT",
-            )
+        transaction = session.transaction()
+        if entry.verb is not Verb.RELEASE:
+            _demand_absence(transaction, service, order.entry, nodes)
         removed = [path for path in _removed_by(entry.verb, paths, host) if nodes[path] is not None]
         excused = _excused(session, paths.host(host), nodes, entry)
         if not removed and excused is None:
             return False
         _require_same_host(service, host, nodes, expect)
-        transaction = session.transaction()
         for path in removed:
             transaction.delete(path)
         if excused is not None:
@@ -263,6 +261,27 @@ def _require_same_host(service: str, host: str, nodes: Mapping[str, Node | None]
 def _written_since(before: Node | None, now: Node | None) -> bool:
     """Whether a node that is there was created or written since it was read before."""
     return now is not None and (before is None or before.stat.mzxid != now.stat.mzxid)
+
+
+def _demand_absence(transaction: Transaction, service: str, entry: HistoryEntry, nodes: Mapping[str, Node | None]) -> None:
+    """See that a host is as far away as an order takes it to be, and have the transaction hold only if that is still so.
+
+    Raises:
+        Conflict: Its agent lives; and, if it is only to be excused, does not say that the host is down.
+    """
+    agent, down = layout.agent(entry.host), ServicePaths(service).down(entry.host)
+    says_down = nodes[down]
+    if nodes[agent] is None:
+        transaction.absent(agent)
+    elif entry.verb is not Verb.EXCUSE:
+        raise Conflict(
+            f"the agent of {entry.host} is running: it is not gone",
+            hint=f"stop it first; to take its permit alone: deployd permits release {service} {entry.host} --why TEXT",
+        )
+    elif says_down is None:
+        raise is_well(entry.host)
+    else:
+        transaction.check(down, says_down.stat.version)
 
 
 def _removed_by(verb: Verb, paths: ServicePaths, host: str) -> tuple[str, ...]:

@@ -29,6 +29,10 @@ class Transaction:
         """Demand that the node has this version."""
         return self._add("check", path, version=version)
 
+    def absent(self, path: str) -> Transaction:
+        """Demand that the node is not there, and its parent is: no check can say so, but what is there cannot be created."""
+        return self.create(path).delete(path)
+
     def create(self, path: str, data: bytes = b"", *, ephemeral: bool = False, sequence: bool = False) -> Transaction:
         """Create a node below one that exists."""
         return self._add("create", path, value=data, ephemeral=ephemeral, sequence=sequence)

@@ -28,7 +28,7 @@ from deployd_core.coordination import (
     RolloutState,
     Snapshot,
 )
-from deployd_core.errors import Unavailable
+from deployd_core.errors import Conflict, Unavailable
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import InstancesTable, OnBudget, Promotion, RolloutTable, ServiceSpec, ServiceTable
 from deployd_core.testing.coordination import MemoryCoordination, MemoryEnsemble
@@ -1057,6 +1057,21 @@ def test_an_excuse_ends_when_the_agent_comes_back(world: World) -> None:
     world.gone("h1")
 
     take_until(second, Denial.CAPACITY)
+
+
+def test_a_host_that_is_well_is_not_excused(world: World) -> None:
+    """An excuse that nobody needs would still count when the host goes down later; one that says it is down needs it."""
+    host = joined(world, "h1")
+    world.enable("v1")
+
+    with pytest.raises(Conflict, match="h1 is well: its agent runs"):
+        world.excuse("h1")
+    refused = host.snapshot("web", afresh=True).membership.excused
+    host.report("web", status_of(host.snapshot("web"), "degraded", down=True))
+    world.excuse("h1")
+
+    assert refused is None
+    assert host.snapshot("web", afresh=True).membership.excused is not None
 
 
 def test_a_ramp_begins_small(world: World) -> None:

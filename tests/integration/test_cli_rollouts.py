@@ -352,21 +352,28 @@ def test_permits_are_listed_and_released(two):
 
 
 def test_hosts_that_are_gone_are_excused_given_up_and_retired(two):
-    """Each decision about a host is refused while its agent lives (but the excuse), says what it did and what else there is."""
+    """Each decision about a host is refused while its agent lives, says what it did and what else there is."""
     two.type("enable", "web", "v2")
     two.take("h1")
     alive = [two.type("hosts", verb, "web", "h1", "--why", "x") for verb in ("lost", "retire")]
+    well = two.type("hosts", "excuse", "web", "h1", "--why", "x")
     two.die("h1")
 
     excused = two.type("hosts", "excuse", "web", "h1", "--why", "in repair", "--by", "ann")
     listed = two.type("hosts", "list", "web")[1].splitlines()
+    status = two.type("status", "web")[1].splitlines()
+    body = json.loads(two.type("status", "web", "--json")[1])["services"][0]["hosts"]
     lost, again = (two.type("hosts", "lost", "web", "h1", "--why", "its disk is dead") for _ in range(2))
     retired = two.type("hosts", "retire", "web", "h1", "--why", "sold")
     unknown = two.type("hosts", "retire", "web", "h1", "--why", "sold")
 
     assert [1, 1] == [code for code, _, _ in alive]
     assert all("the agent of h1 is running: it is not gone" in error for _, _, error in alive)
+    assert (1, "") == well[:2]
+    assert "h1 is well: its agent runs, and does not say that it is down. To go on without it, stop its agent first" in well[2]
     assert (0, "excused h1 from web until it is back\n") == excused[:2]
+    assert status[3].endswith("  its agent is not running; it last said: restarting v2; excused by ann: in repair")
+    assert [("ann", "in repair"), None] == [host["excused"] and (host["excused"]["by"], host["excused"]["why"]) for host in body]
     assert "it keeps its permit; to take that away: deployd hosts lost web h1 --why TEXT\n" == excused[2]
     assert re.fullmatch(r"h1 +fleet +zone-a +dead +0.1.0 +- +excused by ann: in repair; holds a permit for \d+s", listed[1]), listed
     assert (0, "gave h1 up: web goes on without it\n") == lost[:2]

@@ -12,11 +12,12 @@ import pytest
 
 from deployd_core import rollouts
 from deployd_core.coordination import AgentInfo, Denial, Denied, HostStatus, Link, Permit, RolloutState, Verb
-from deployd_core.errors import Unavailable
+from deployd_core.errors import Conflict, Unavailable
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import InstancesTable, Promotion, RolloutTable, ServiceSpec, ServiceTable
 from deployd_core.testing.relay import Relay
 from deployd_core.units import Duration, Share
+from deployd_core.zookeeper import layout
 from deployd_core.zookeeper.cache import NodeCache
 from deployd_core.zookeeper.chroot import ensure_chroot
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
@@ -217,6 +218,7 @@ def test_an_excuse_ends_although_the_first_write_fails(site: Site, monkeypatch: 
     """A host that comes back is excused no more, be it with the second try."""
     site.apply()
     site.host("h1")
+    site.people.delete(layout.agent("h1"))
     rollouts.excuse(site.people, "web", "h1", by="bob", why="away")
     session = site.sessions["h1"]
     again = ZooKeeperCoordination(session, "h1", bool)
@@ -232,6 +234,60 @@ def test_an_excuse_ends_although_the_first_write_fails(site: Site, monkeypatch: 
         again.snapshot("web")
 
     assert again.snapshot("web").membership.excused is None
+
+
+@pytest.fixture
+def person(site: Site) -> Iterator[tuple[Session, Relay]]:
+    """Somebody whose transactions can be overtaken."""
+    with Relay(site.server) as relay, Session(relay.address, site.chroot) as session:
+        yield session, relay
+
+
+@pytest.mark.parametrize("order", [rollouts.excuse, rollouts.lose, rollouts.retire])
+def test_an_order_about_a_host_that_is_gone_is_not_carried_out_on_one_that_has_come_back(
+    site: Site, person: tuple[Session, Relay], order: Callable[..., bool]
+) -> None:
+    """Its agent starts between the look and the write: the write is refused as a whole, and the host is as it was."""
+    site.apply()
+    host = site.host("h1")
+    site.enable("v1")
+    assert isinstance(take(host), Permit)
+    site.people.delete(layout.agent("h1"))
+    session, relay = person
+    relay.before_next_transaction(lambda: host.announce(AgentInfo(host="h1", instance="h1")))
+
+    with pytest.raises(Conflict, match=r"is running: it is not gone|is well: its agent runs"):
+        order(session, "web", "h1", by="ann", why="gone")
+
+    (entry,) = rollouts.statuses(site.people, "web")
+    assert (True, True, None) == (entry.alive, entry.permit is not None, entry.excused)
+    assert [Verb.ENABLE] == [told.verb for told in rollouts.history(site.people, "web")]
+
+
+def test_a_host_that_gets_well_just_before_it_is_excused_is_not(site: Site, person: tuple[Session, Relay]) -> None:
+    """What it says of itself between the look and the write counts."""
+    site.apply()
+    host = site.host("h1")
+    host.report("web", status_of(host, step="degraded", down=True))
+    session, relay = person
+    relay.before_next_transaction(lambda: host.report("web", status_of(host)))
+
+    with pytest.raises(Conflict, match="h1 is well"):
+        rollouts.excuse(session, "web", "h1", by="ann", why="a disk is on its way")
+
+    assert [None] == [entry.excused for entry in rollouts.statuses(site.people, "web")]
+
+
+@pytest.mark.parametrize("order", [rollouts.excuse, rollouts.lose, rollouts.retire])
+def test_an_order_about_a_host_that_is_gone_leaves_no_agent_behind(site: Site, order: Callable[..., bool]) -> None:
+    """That its agent is absent is demanded by a node that nobody ever sees."""
+    site.apply()
+    site.host("h1")
+    site.people.delete(layout.agent("h1"))
+
+    assert order(site.people, "web", "h1", by="ann", why="gone")
+
+    assert site.people.stat(layout.agent("h1")) is None
 
 
 def test_looking_afresh_sees_what_no_watch_has_told(site: Site) -> None:
