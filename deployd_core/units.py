@@ -126,6 +126,10 @@ class Share(str):
         """How many of `total` this is, rounded down, possibly 0."""
         return self._number * total // 100 if self.is_percentage else self._number
 
+    def of(self, what: str) -> str:
+        """In words, of things whose plural has an s: ``1 host``, ``3 hosts``, ``10% of the hosts``."""
+        return f"{self} of the {what}s" if self.is_percentage else f"{self} {what}" if self == "1" else f"{self} {what}s"
+
     def __repr__(self) -> str:
         return f"Share({str(self)!r})"
 

@@ -24,14 +24,15 @@ class Concurrency(Strategy[ConcurrencyOptions]):
 
     def plan(self, view: HostView) -> Plan:
         """Fill the window with stale instances."""
-        window = self.options.instances_at_once.at_most(len(view.instances))
+        count = len(view.instances)
+        window = self.options.instances_at_once.at_most(count)
         cycling = view.cycling
         room = max(0, window - len(cycling))
         return Plan(
             cycle=cycling + view.stale[:room],
             limit=self.options.fleet_limit,
             min_available=self.options.min_available,
-            why=f"{window} of {len(view.instances)} instances at a time, {self.options.limit} of the hosts",
+            why=f"{window} of {count} instances of a host at a time, on {self.options.limit.of('host')} at a time",
         )
 
 

@@ -34,7 +34,7 @@ class IptablesDrain(Strategy[IptablesDrainOptions]):
             impossible=self._impossible(count, window),
             limit=options.fleet_limit,
             min_available=options.min_available,
-            why=f"{window} of {count} instances at a time, drained; {options.limit} of the hosts",
+            why=f"{window} of {count} instances of a host at a time, drained, on {options.limit.of('host')} at a time",
         )
 
     def _impossible(self, count: int, window: int) -> str:

@@ -79,6 +79,18 @@ def test_concurrency_states_its_limits():
     assert (Share(3), Share("50%"), Share(1)) == (wanted.limit.hosts, wanted.limit.per_zone, wanted.min_available)
 
 
+@pytest.mark.parametrize(
+    ("limit", "hosts"), [(1, "on 1 host at a time"), (3, "on 3 hosts at a time"), ("10%", "on 10% of the hosts at a time")]
+)
+@pytest.mark.parametrize("strategy", ["concurrency", "iptables-drain"])
+def test_why_tells_instances_from_hosts(strategy, limit, hosts):
+    """A count of hosts is not told as a part of them."""
+    why = plan(strategy, [Phase.STALE] * 4, limit=limit, instances_at_once=2).why
+
+    assert why.startswith("2 of 4 instances of a host at a time, ")
+    assert why.endswith(hosts)
+
+
 @pytest.mark.parametrize("found", PLUGINS.of_kind(Kind.STRATEGY), ids=lambda found: found.name)
 @given(phases=PHASES)
 def test_a_strategy_is_pure(found, phases):

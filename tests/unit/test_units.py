@@ -106,6 +106,14 @@ def test_a_count_does_not_depend_on_the_total(count, total):
     assert (max(1, count), count, count) == (share.at_most(total), share.at_least(total), share.part_of(total))
 
 
+@pytest.mark.parametrize(
+    ("share", "words"), [(0, "0 hosts"), (1, "1 host"), (12, "12 hosts"), ("1%", "1% of the hosts"), ("100%", "100% of the hosts")]
+)
+def test_a_share_is_told_in_words(share, words):
+    """A count is of so many, a percentage of all."""
+    assert words == Share(share).of("host")
+
+
 class Units(msgspec.Struct, frozen=True):
     """One field of each unit."""
 
