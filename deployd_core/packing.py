@@ -63,7 +63,7 @@ def pack(directory: Path, archive: Path, *, form: str = "gz", modified: int = MO
 
     Args:
         directory: Its content becomes the release.
-        archive: The file to make.
+        archive: The file to make; its directory, too, when that is missing.
         form: A key of `ENDINGS`.
         modified: The time of every file in it, in seconds since the epoch.
         replace: Whether another archive of this name may be overwritten.
@@ -80,6 +80,7 @@ def pack(directory: Path, archive: Path, *, form: str = "gz", modified: int = MO
         raise BuildRefused(f"{directory} is empty: there is nothing to pack")
     part = archive.with_name(f".{archive.name}.{os.getpid()}.part")
     try:
+        archive.parent.mkdir(parents=True, exist_ok=True)
         with _removed_after(part):
             _write(members, part, form, max(modified, MODIFIED))
             digest = _digest(part)

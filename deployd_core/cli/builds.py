@@ -29,7 +29,7 @@ def command() -> None:
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--build", metavar="ID", help="The id of the build. [default: the name of DIR]")
 @click.option("--service", metavar="NAME", help="Put it before the id in the file's name: NAME-ID.tar.gz.")
-@click.option("--out", metavar="FILE|DIR", type=click.Path(path_type=Path), help="Where to write it. [default: this directory]")
+@click.option("--out", metavar="FILE|DIR", type=click.Path(), help="Where to write it. [default: this directory]")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Compression. [default: what --out ends in, else gz]")
 @click.option(
     "--mtime", metavar="SECONDS", type=int, envvar="SOURCE_DATE_EPOCH", show_envvar=True, help="Time of all files. [default: 1980]"
@@ -42,13 +42,16 @@ def pack_build(
     directory: Path,
     build: str | None,
     service: str | None,
-    out: Path | None,
+    out: str | None,
     form: str | None,
     mtime: int | None,
     replace: bool,
     as_json: bool,
 ) -> None:
     """Make an archive of a directory, and its digest beside it.
+
+    --out is a file when it ends as an archive does, and else a directory. Directories that are missing are made; one with a dot in
+    its name needs a / at its end then.
 
     The same content gives the same digest. What a host would refuse to unpack is refused: links that lead out, devices, names that
     are not UTF-8.
@@ -67,22 +70,28 @@ def pack_build(
     message(f"{state} {packed.members} files and directories, {size}; digest in {packed.path.name}.sha256")
 
 
-def _archive(directory: Path, *, build: str | None, service: str | None, out: Path | None, form: str | None) -> tuple[Path, str]:
-    """The file to write and its format."""
+def _archive(directory: Path, *, build: str | None, service: str | None, out: str | None, form: str | None) -> tuple[Path, str]:
+    """The file to write and its format.
+
+    Raises:
+        click.UsageError: What was asked for contradicts itself, or could be either a file or a directory.
+    """
     from deployd_core.model import check_build_id, check_name
     from deployd_core.packing import ENDINGS
 
-    if out is not None and not out.is_dir():
-        named = next((known for known, ending in ENDINGS.items() if out.name.endswith(ending)), None)
+    place = Path(out or "")
+    if place.is_file() or (out is not None and not place.is_dir() and not out.endswith("/") and place.suffix):
+        named = next((known for known, ending in ENDINGS.items() if place.name.endswith(ending)), None)
         if named is None:
-            raise click.UsageError(f"--out {out} is neither a directory nor ends in {', '.join(ENDINGS.values())}.")
+            endings = ", ".join(ENDINGS.values())
+            raise click.UsageError(f"--out {out} is neither a directory nor ends in {endings}; one that is to be made ends in a /.")
         if form not in (None, named):
             raise click.UsageError(f"--out {out} and --format {form} contradict each other.")
         if build or service:
             raise click.UsageError("--out names a file: --build and --service have no say then.")
-        return out, named
+        return place, named
     form = form or "gz"
     name = check_build_id(build or directory.resolve().name)
     if service:
         name = f"{check_name(service, 'service')}-{name}"
-    return (out or Path()) / f"{name}{ENDINGS[form]}", form
+    return place / f"{name}{ENDINGS[form]}", form

@@ -192,8 +192,33 @@ def test_packing_prints_path_and_digest(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("out", "options", "archive"),
+    [
+        ("builds", ["--build", "v1"], "builds/v1.tar.gz"),
+        ("srv/builds/", ["--build", "v1"], "srv/builds/v1.tar.gz"),
+        ("v1.rar/", ["--build", "v1", "--format", "zip"], "v1.rar/v1.zip"),
+        ("v1.zip/", ["--build", "v1"], "v1.zip/v1.tar.gz"),
+        ("srv/builds/web.tar.xz", [], "srv/builds/web.tar.xz"),
+        ("here.d", ["--build", "v1"], "here.d/v1.tar.gz"),
+    ],
+)
+def test_packing_makes_the_directories_that_are_missing(capsys, tmp_path, monkeypatch, out, options, archive):
+    """What has no ending, or a / at its end, is a directory; one that is there may be called anything."""
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "index.html").write_text("hello")
+    (tmp_path / "here.d").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert 0 == run(["builds", "pack", "dist", "--out", out, *options])
+
+    assert capsys.readouterr().out.startswith(f"{archive}  sha256:")
+    assert (tmp_path / archive).is_file()
+
+
+@pytest.mark.parametrize(
     ("options", "code", "message"),
     [
+        (["--out", __file__], 2, "is neither a directory nor ends in .tar.gz"),
         (["--build", "a b"], 1, "build id 'a b' must be"),
         (["--service", "-web", "--build", "v1"], 1, "service '-web' must be"),
         (["--out", "v1.rar"], 2, "is neither a directory nor ends in .tar.gz, .tar.zst, .tar.xz, .zip"),

@@ -179,9 +179,22 @@ def test_missing_directory_is_refused(tmp_path):
 
 
 def test_output_that_cannot_be_written_is_reported(content, tmp_path):
-    """A missing output directory is an error with the archive's name."""
+    """What can be no directory is an error with the archive's name."""
+    (tmp_path / "file").touch()
+
     with pytest.raises(Unavailable, match=r"v1\.tar\.gz cannot be written"):
-        pack(content, tmp_path / "absent" / "v1.tar.gz")
+        pack(content, tmp_path / "file" / "v1.tar.gz")
+
+
+def test_the_directory_of_the_archive_is_made(content, tmp_path):
+    """Those above it, too; but not for a build that cannot be packed."""
+    with pytest.raises(BuildRefused):
+        pack(tmp_path / "absent", tmp_path / "never" / "v1.tar.gz")
+
+    packed = pack(content, tmp_path / "srv" / "builds" / "v1.tar.gz")
+
+    assert packed.path.is_file()
+    assert not (tmp_path / "never").exists()
 
 
 def test_set_uid_and_foreign_write_permission_are_dropped(content, tmp_path):
