@@ -90,14 +90,19 @@ def check_plugin(
 @click.option("--kind", metavar="KIND", required=True, help="strategy, gate, manager, probe, source, step or reporter.")
 @click.option("--single-file", is_flag=True, help="A file for the plugin directory of an agent, rather than a package.")
 @click.option("--directory", type=click.Path(path_type=Path), metavar="DIR", help="Where. [default: deployd-NAME; of a file: here]")
-def new_plugin(*, name: str, kind: str, single_file: bool, directory: Path | None) -> None:
+@click.option("--force", is_flag=True, help="Although another plugin has the name: one of the two will have to be disabled.")
+@config_options
+@pass_settings
+def new_plugin(settings: Settings, *, name: str, kind: str, single_file: bool, directory: Path | None, force: bool) -> None:
     """Write the beginning of a plugin: a package that installs, with a module that works and tests that pass.
 
-    Nothing is ever overwritten.
+    Nothing is ever overwritten, and a name that a plugin here has already is refused.
     """
     from deployd_core.scaffold.writing import next_command, write_file, write_package
 
     of_kind = kind_of(kind)
+    if not force:
+        _check_free(settings, of_kind, name)
     if single_file:
         path = write_file(of_kind, name, directory or Path())
         click.echo(f"{path}\n\nTry: deployd --plugins-dir {path.parent} {next_command(of_kind, name).removeprefix('deployd ')}")
@@ -106,6 +111,15 @@ def new_plugin(*, name: str, kind: str, single_file: bool, directory: Path | Non
     for path in write_package(of_kind, name, target):
         click.echo(path)
     click.echo(f"\nTry: pip install --editable '{target}[test]' && {next_command(of_kind, name)} && pytest {target}")
+
+
+def _check_free(settings: Settings, kind: Kind, name: str) -> None:
+    """Raise when a plugin of the kind, or an entry point, has the name: of two that claim one, ours alone or neither is used."""
+    from deployd_core.errors import Conflict
+
+    for row in settings.plugins().rows:
+        if (row.kind, row.name) == (kind.value, name) or row.provider.entry == name:
+            raise Conflict(f"the name {name!r} is taken: {row.provider} has it", hint="choose another name, or --force")
 
 
 def kind_of(text: str) -> Kind:

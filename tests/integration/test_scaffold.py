@@ -53,6 +53,37 @@ def test_a_single_file_is_a_plugin(kind: Kind, tmp_path: Path, capsys: pytest.Ca
     assert run(["plugins", "show", kind.value, "acme-thing", "--plugins-dir", str(tmp_path)]) == 0  # its options can be read, too
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "owner"),
+    [
+        ("concurrency", "strategy", "concurrency (deployd "),
+        ("http", "probe", "http-probe (deployd "),
+        ("http-probe", "gate", "http-probe (deployd "),  # its entry point would take that of another plugin
+        ("mine", "gate", "mine ("),
+    ],
+)
+def test_a_name_that_is_taken_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str, owner: str
+) -> None:
+    """Who has it is named, be it ours or a file of the plugin directory; --force writes it all the same."""
+    new = ["plugins", "new", name, "--kind", kind, "--directory", str(tmp_path / "package"), "--plugins-dir", str(tmp_path)]
+    assert run(["plugins", "new", "mine", "--kind", "gate", "--single-file", "--directory", str(tmp_path)]) == 0
+
+    refused, error = run(new), capsys.readouterr().err
+    nothing = not (tmp_path / "package").exists()
+    forced = run([*new, "--force"])
+
+    assert (1, True, 0) == (refused, nothing, forced)
+    assert f"the name {name!r} is taken: {owner}" in error
+    assert error.endswith("has it. Choose another name, or --force\n")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("http", "gate"), ("concurrency-2", "strategy")])
+def test_the_same_name_for_another_kind_is_free(tmp_path: Path, name: str, kind: str) -> None:
+    """Each kind has names of its own."""
+    assert run(["plugins", "new", name, "--kind", kind, "--directory", str(tmp_path / "package")]) == 0
+
+
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A directory with anything in it, or a file of that name, is left as it is, and the command fails."""
     (tmp_path / "mine.txt").write_text("mine")
