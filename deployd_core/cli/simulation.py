@@ -36,6 +36,7 @@ _COLOURS = {
     "down": "red",
 }
 _PIPE_WIDTH = 100
+_ZONES = 3
 _MOST_ORDER = 10
 _ACTS_BEFORE = 12
 """Lines of the trace that lead up to a broken rule."""
@@ -77,6 +78,17 @@ class Wish(Struct, frozen=True, kw_only=True):
         return shlex.join([*words, "--start", str(self.start), "--seed", str(seed), *self.where])
 
 
+def zones_of(zones: int | None, hosts: int) -> int:
+    """How many zones a fleet is spread over, by default few enough for its hosts.
+
+    Raises:
+        click.UsageError: There are more zones than hosts.
+    """
+    if zones is not None and zones > hosts:
+        raise click.UsageError(f"--zones {zones} is more than --hosts {hosts}, and a zone without a host is none.")
+    return zones or min(_ZONES, hosts)
+
+
 def given(settings: Settings, *, service: str) -> tuple[str, ...]:
     """The flags that a command has to repeat to find the same plugins and the same ZooKeeper."""
     flags: dict[str, object] = {"--config": settings.config, "--plugins-dir": settings.plugins_directory}
@@ -95,7 +107,7 @@ def make_scenario(settings: Settings, wish: Wish) -> Scenario:
     from deployd_core.simulate.scenario import Behaviour, Scenario, roster, set_up_virtual, spec_for, with_strategy
 
     plugins, options = settings.plugins(), _options(wish.options)
-    before, hosts = "v1", roster(wish.hosts, min(wish.zones, wish.hosts))
+    before, hosts = "v1", roster(wish.hosts, wish.zones)
     if wish.service:
         spec, hosts, before = _read_service(settings, wish.service, wish.strategy)
     elif wish.spec_file is not None:

@@ -148,7 +148,7 @@ def check_strategy(
 @click.argument("name", shell_complete=complete_plugins)
 @click.option("--hosts", type=click.IntRange(1, 100_000), default=200, show_default=True, metavar="N", help="Hosts of the fleet.")
 @click.option(
-    "--zones", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N", help="Zones they are spread over."
+    "--zones", type=click.IntRange(1, 1000), metavar="N", help="Zones they are spread over. [default: 3, or as many as hosts]"
 )
 @click.option(
     "--instances", type=click.IntRange(1, 1000), default=4, show_default=True, metavar="N", help="Instances of the service on each."
@@ -182,10 +182,11 @@ def simulate(
     bad-build, slow-start, slow-probe, flap, disk-full, join and leave; of the service newer-build, new-spec and pause. WHEN is a
     time (10m), a part of the hosts that have got a permit (50%), or rand. The exit code is 1 when a rule was broken.
     """
-    from deployd_core.cli.simulation import Wish, given, make_scenario, print_summary, run
+    from deployd_core.cli.simulation import Wish, given, make_scenario, print_summary, run, zones_of
 
     if spec_file is not None and wishes["service"]:
         raise click.UsageError("--spec and --service both say where the spec comes from: give one of them")
+    wishes["zones"] = zones_of(wishes["zones"], wishes["hosts"])
     wish = Wish(strategy=name, spec_file=spec_file, where=given(settings, service=wishes["service"]), **wishes)
     scenario = make_scenario(settings, wish)
     summary, shown = run(settings, wish, scenario)

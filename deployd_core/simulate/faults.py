@@ -114,12 +114,12 @@ class Fault(Struct, frozen=True, kw_only=True):
 
 
 def parse_faults(text: str) -> tuple[Fault, ...]:
-    """Read a list of faults.
+    """Read a list of faults; no text is none.
 
     Raises:
         ConfigError: There is no such fault, or it is written differently.
     """
-    return tuple(_parse(part.strip()) for part in text.split(",") if part.strip())
+    return tuple(_parse(part.strip(), text) for part in text.split(",")) if text else ()
 
 
 def moments(fault: Fault, hosts: int, rng: random.Random) -> list[Fault]:
@@ -134,7 +134,9 @@ def moments(fault: Fault, hosts: int, rng: random.Random) -> list[Fault]:
     ]
 
 
-def _parse(text: str) -> Fault:
+def _parse(text: str, among: str) -> Fault:
+    if not text:
+        raise ConfigError(f"the list of faults {among!r} has nothing before or behind a comma", hint="write crash:2,reboot:1")
     match = _FAULT.fullmatch(text)
     if match is None:
         raise ConfigError(f"{text!r} is no fault", hint="write NAME, NAME:COUNT or NAME:COUNT@WHEN: reboot:2@50%")

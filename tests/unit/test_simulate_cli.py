@@ -141,6 +141,8 @@ def test_a_spec_says_what_runs(capsys, tmp_path):
         (["--spec", "x", "--service", "web"], 2, "--spec and --service both say where the spec comes from"),
         (["--svg", "/nonexistent/web.svg"], 1, "/nonexistent/web.svg cannot be written"),
         (["--build", "v1"], 1, "every host serves v1 already"),
+        (["--hosts", "3", "--zones", "5"], 2, "--zones 5 is more than --hosts 3"),
+        (["--faults", "crash:2,,"], 1, "the list of faults 'crash:2,,' has nothing before or behind a comma"),
     ],
 )
 def test_a_mistake_is_named(capsys, arguments, code, message):
@@ -149,6 +151,14 @@ def test_a_mistake_is_named(capsys, arguments, code, message):
 
     assert code == found
     assert message in error
+
+
+@pytest.mark.parametrize(("hosts", "zones"), [(1, 1), (2, 2), (3, 3), (40, 3)])
+def test_zones_are_as_many_as_a_small_fleet_has_hosts(capsys, hosts, zones):
+    """Three, unless there are fewer hosts; whoever names neither is not bothered."""
+    assert 0 == run(["strategies", "simulate", "all-at-once", "--hosts", str(hosts), "--json"])
+
+    assert zones == len(json.loads(capsys.readouterr().out)["lowest_by_zone"])
 
 
 def test_progress_is_shown_on_a_terminal_and_ctrl_c_ends_it():

@@ -46,6 +46,9 @@ def test_what_is_written_back_is_read_the_same(kind):
         ("flap:1@50%", "flap has no moment of its own", "flap:COUNT"),
         ("reboot@150%", "'150%' is neither a count", "reboot:2@50%"),
         ("reboot@soon", "'soon' is not a duration", "reboot:2@50%"),
+        ("crash:2,,reboot", "'crash:2,,reboot' has nothing before or behind a comma", "crash:2,reboot:1"),
+        ("crash:2, ", "'crash:2, ' has nothing before or behind a comma", "crash:2,reboot:1"),
+        (",crash:2", "',crash:2' has nothing before or behind a comma", "crash:2,reboot:1"),
     ],
 )
 def test_a_mistake_is_named_with_the_fix(text, message, hint):
