@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from deployd_core.cli.exits import Exit
-from deployd_core.cli.output import message, print_json, print_table
+from deployd_core.cli.output import folded, message, print_json, print_table
 from deployd_core.conformance import SEEDS
 
 if TYPE_CHECKING:
@@ -133,12 +133,11 @@ def _print(kind: Kind, name: str, findings: Findings) -> None:
     print_table(
         ("CHECK", "STATE", "TRIED", "WHAT HOLDS"),
         [(check.name, _state(check), str(check.cases), check.promise) for check in findings.checks],
-        shorten=3,
         colours=_COLOURS,
     )
     failed = [check for check in findings.checks if not check.passed]
     for check in failed:
-        click.echo(f"\n{check.name}: {check.problem}")
+        click.echo(folded(f"\n{check.name}: {check.problem}"))
         if check.seed is not None:
             click.echo(f"Again: deployd strategies check {name} --seed {check.seed} --seeds 1")
     passes = f"passes all {len(findings.checks)} checks" if not failed else f"fails {len(failed)} of {len(findings.checks)} checks"

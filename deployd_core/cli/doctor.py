@@ -9,7 +9,7 @@ import click
 
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Command
-from deployd_core.cli.output import print_json
+from deployd_core.cli.output import folded, print_json
 from deployd_core.cli.settings import AGENT_FILE, Settings, json_option, pass_settings, zookeeper_options
 from deployd_core.errors import DeploydError
 
@@ -34,9 +34,10 @@ def command(settings: Settings, *, as_json: bool) -> int:
         checks.append(check)
         if not as_json:
             verdict = check.verdict.value
-            click.echo(f"{click.style(f'{verdict:4}', fg=_COLOURS[verdict])}  {check.name}: {check.says}")
+            text = folded(f"{verdict:4}  {check.name}: {check.says}", indent=6)
+            click.echo(click.style(verdict, fg=_COLOURS[verdict]) + text.removeprefix(verdict))
             if check.hint:
-                click.echo(f"{'':6}{check.hint}")
+                click.echo(folded(f"{'':6}{check.hint}", indent=6))
     if as_json:
         print_json("deployd.doctor/1", {"checks": checks})
     return Exit.FAILED if any(check.verdict.value == "fail" for check in checks) else Exit.DONE

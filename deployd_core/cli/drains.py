@@ -58,7 +58,7 @@ def list_drains(settings: Settings, *, as_json: bool) -> int:
         for closed in found.closed
     ]
     colours = {"held": "green", "orphaned": "red", "expired": "yellow"}
-    print_table(("SERVICE", "INSTANCE", "GATE", "STATE", "LEFT", "OWNER"), rows, shorten=5, colours=colours)
+    print_table(("SERVICE", "INSTANCE", "GATE", "STATE", "LEFT", "OWNER"), rows, colours=colours)
     return _blind(found)
 
 

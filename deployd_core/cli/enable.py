@@ -8,7 +8,7 @@ import click
 
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Command
-from deployd_core.cli.output import message
+from deployd_core.cli.output import folded, message
 from deployd_core.cli.people import by_option, person, why_option
 from deployd_core.cli.settings import Settings, pass_settings, zookeeper_options
 from deployd_core.cli.waiting import wait_for, wait_options
@@ -104,10 +104,10 @@ def _say_what_changed(before: FleetStatus, build: str, digest: str, role: Role) 
     hosts = [entry for entry in before.hosts if entry.role is role or (follow and role is Role.FLEET)]
     was = f" (was {previous.build})" if previous is not None and previous.build != build else ""
     whom = "the fleet" if role is Role.FLEET else "the canary hosts"
-    click.echo(f"enabled {build} for {whom} of {record.service}{was}, {digest}")
+    click.echo(folded(f"enabled {build} for {whom} of {record.service}{was}, {digest}"))
     if not hosts and role is Role.CANARY:
         message(
-            f"deployd: warning: {record.service} has no canary host. Choose one: deployd hosts role {record.service} HOST canary"
+            f"deployd: warning: {record.service} has no canary host; choose one: deployd hosts role {record.service} HOST canary"
         )
     elif not hosts:
         message(f"deployd: warning: {record.service} has no host: one registers itself when its agent starts")

@@ -44,7 +44,7 @@ def command(settings: Settings, *, service: str, last: int, as_json: bool) -> in
         click.echo(f"Nothing was done to {service} yet. Enable a build: deployd enable {service} BUILD")
     else:
         header = ("WHEN", "WHO", "WHAT", "OUTCOME", "TOOK", "WHY")
-        print_table(header, map(_cells, shown), shorten=5, colours=_COLOURS)
+        print_table(header, map(_cells, shown), colours=_COLOURS)
         if len(shown) < len(chapters):
             message(f"and {len(chapters) - len(shown)} before: deployd history {service} --last {len(chapters)}")
     return Exit.DONE

@@ -78,7 +78,7 @@ def list_hosts(settings: Settings, *, service: str, as_json: bool) -> int:
         for entry in hosts
     ]
     header = ("HOST", "ROLE", "ZONE", "AGENT", "VERSION", "SERVES", "NOTE")
-    print_table(header, cells, shorten=6, colours={"running": "green", "dead": "red"})
+    print_table(header, cells, colours={"running": "green", "dead": "red"})
     return Exit.DONE
 
 

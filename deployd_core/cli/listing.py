@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deployd_core.cli.output import print_json, print_table
+from deployd_core.cli.output import columns_of, folded, print_json, print_table
 
 if TYPE_CHECKING:
     from deployd_core.boundary import Provider
@@ -31,7 +31,7 @@ def print_rows(plugins: Plugins, kind: Kind | None, *, as_json: bool, group: str
         print_json(f"deployd.{group}.list/1", {group: [_row_as_json(row) for row in rows]})
         return
     cells = [(row.name, row.summary, row.kind, str(source_of(row.provider)), _state(row)) for row in rows]
-    print_table(("NAME", "SUMMARY", "KIND", "SOURCE", "STATE"), cells, shorten=1, colours=STATE_COLOURS)
+    print_table(("NAME", "SUMMARY", "KIND", "SOURCE", "STATE"), cells, fold=(1, 4), colours=STATE_COLOURS)
 
 
 def print_plugin(plugins: Plugins, kind: Kind, name: str, *, as_json: bool, group: str) -> None:
@@ -60,10 +60,10 @@ def print_plugin(plugins: Plugins, kind: Kind, name: str, *, as_json: bool, grou
         }
         print_json(f"deployd.{group}.show/1", body)
         return
-    click.echo(f"{click.style(name, bold=True)}: {summary}")
+    click.echo(click.style(name, bold=True) + folded(f"{name}: {summary}").removeprefix(name))
     if rest.strip():
-        click.echo(f"\n{rest.strip()}")
-    click.echo(f"\nKind    {kind.value}\nSource  {source_of(found.provider)}, {_where(found)}")
+        click.echo(f"\n{_paragraphs(rest.strip())}")
+    click.echo(folded(f"\nKind    {kind.value}\nSource  {source_of(found.provider)}, {_where(found)}", indent=8))
     if unlimited:
         from deployd_core.conformance.width import NO_LIMIT
 
@@ -73,7 +73,16 @@ def print_plugin(plugins: Plugins, kind: Kind, name: str, *, as_json: bool, grou
         click.echo("It has no options.")
         return
     cells = [(option.name, option.type, _default(option.default, required=option.required), option.meaning) for option in options]
-    print_table(("OPTION", "TYPE", "DEFAULT", "MEANING"), cells)
+    print_table(("OPTION", "TYPE", "DEFAULT", "MEANING"), cells, fold=(1, 3))
+
+
+def _paragraphs(text: str) -> str:
+    """A docstring; on a terminal that is narrower, its paragraphs are broken anew, but for those that have a form of their own."""
+    columns = columns_of()
+    if columns is None or all(len(line) <= columns for line in text.splitlines()):
+        return text
+    plain = (part if "\n " in part else " ".join(part.splitlines()) for part in text.split("\n\n"))
+    return folded("\n\n".join(plain), indent=0)
 
 
 def _unlimited(plugins: Plugins, name: str) -> bool | None:

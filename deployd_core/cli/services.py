@@ -68,7 +68,7 @@ def _print_understood(setup: ServiceSetup, service: str, file: Path) -> None:
     from deployd_core.cli.understood import understood
 
     click.echo(f"{file} is in order, as the spec of {service}:")
-    print_table(("WHAT", "UNDERSTOOD AS"), understood(setup), shorten=1)
+    print_table(("WHAT", "UNDERSTOOD AS"), understood(setup))
     named = f" --name {service}" if service != file.stem else ""
     message(f"nothing was written; to write it: deployd services apply {file}{named}")
 
@@ -99,7 +99,7 @@ def list_services(settings: Settings, *, as_json: bool) -> int:
         )
         for record in records
     ]
-    print_table(("NAME", "ENABLED", "CANARY", "STRATEGY", "HOSTS", "ROLLOUT"), rows, shorten=5, colours={"open": "green"})
+    print_table(("NAME", "ENABLED", "CANARY", "STRATEGY", "HOSTS", "ROLLOUT"), rows, colours={"open": "green"})
     return Exit.DONE
 
 

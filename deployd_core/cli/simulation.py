@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec import Struct
 
-from deployd_core.cli.output import is_terminal, message, print_json, use_colour
+from deployd_core.cli.output import columns_of, folded, is_terminal, message, print_json, use_colour
 from deployd_core.errors import ConfigError, NotFound
 from deployd_core.simulate.invariants import RULES
 from deployd_core.simulate.picture import draw
@@ -176,7 +175,7 @@ def print_summary(
     if as_json:
         print_json("deployd.strategies.simulate/1", _as_object(wish, scenario, summary, again, record))
         return
-    lines = [*_head(wish, scenario, summary), "", *_facts(wish, summary), "", *_picture(again, record, hosts)]
+    lines = [_head(wish, scenario, summary), "", *_facts(wish, summary), "", *_picture(again, record, hosts)]
     if again.broken:
         lines += ["", *_before(again.broken[0], record)]
     click.echo("\n".join(lines))
@@ -210,41 +209,47 @@ def _options(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _head(wish: Wish, scenario: Scenario, summary: Summary) -> Iterator[str]:
+def _head(wish: Wish, scenario: Scenario, summary: Summary) -> str:
     zones = len({host.zone for host in scenario.hosts})
     each = summary.runs[0].instances // summary.runs[0].hosts
     seeds = f"seeds {wish.seed} to {wish.seed + wish.seeds - 1}" if wish.seeds > 1 else f"seed {wish.seed}"
     fleet = f"{_count(len(scenario.hosts), 'host')} in {_count(zones, 'zone')}, {_count(each, 'instance')} each"
     faults = f", with {', '.join(map(str, scenario.faults))}" if scenario.faults else ""
-    yield f"{click.style(wish.strategy, bold=use_colour())}: {fleet}, {scenario.before} to {scenario.build}{faults}; {seeds}"
+    text = folded(f"{wish.strategy}: {fleet}, {scenario.before} to {scenario.build}{faults}; {seeds}")
+    return click.style(wish.strategy, bold=use_colour()) + text.removeprefix(wish.strategy)
 
 
 def _facts(wish: Wish, summary: Summary) -> Iterator[str]:
-    outcomes = ", ".join(f"{number} {outcome.value}" for outcome, number in summary.outcomes.items())
-    yield f"  ended         {outcomes}"
-    yield f"  duration      p50 {_time(summary.duration(50))}, p95 {_time(summary.duration(95))}"
-    zones = ", ".join(f"{zone} {_percent(lowest)}" for zone, lowest in list(summary.lowest_by_zone.items())[:8])
-    yield f"  capacity      never below {_percent(summary.lowest)} of the instances; by zone: {zones}"
-    hosts = _count(summary.most_permits, "host")
-    yield f"  blast radius  at most {_count(summary.most_out, 'instance')} out at a moment, {hosts} with a permit"
-    if not summary.broken:
-        yield f"  rules         {len(RULES)} held at every moment of every run"
+    for name, text in _measured(summary):
+        yield folded(f"  {name:13} {text}", indent=16)
     for rule, runs in summary.broken.items():
         first = next(broken for broken in runs[0].broken if broken.rule == rule)
-        yield _red(f"  BROKEN        {rule}: {RULES[rule]}")
-        yield f"                in {len(runs)} of {len(summary.runs)} runs; seed {runs[0].seed}, {_where(first)}"
-        yield f"                again: {wish.again(runs[0].seed)}"
+        yield _red(folded(f"  BROKEN        {rule}: {RULES[rule]}", indent=16))
+        yield folded(f"{'':16}in {len(runs)} of {len(summary.runs)} runs; seed {runs[0].seed}, {_where(first)}", indent=16)
+        yield f"{'':16}again: {wish.again(runs[0].seed)}"  # to be copied, however long
+
+
+def _measured(summary: Summary) -> Iterator[tuple[str, str]]:
+    outcomes = ", ".join(f"{number} {outcome.value}" for outcome, number in summary.outcomes.items())
+    yield "ended", outcomes
+    yield "duration", f"p50 {_time(summary.duration(50))}, p95 {_time(summary.duration(95))}"
+    zones = ", ".join(f"{zone} {_percent(lowest)}" for zone, lowest in list(summary.lowest_by_zone.items())[:8])
+    yield "capacity", f"never below {_percent(summary.lowest)} of the instances; by zone: {zones}"
+    hosts = _count(summary.most_permits, "host")
+    yield "blast radius", f"at most {_count(summary.most_out, 'instance')} out at a moment, {hosts} with a permit"
+    if not summary.broken:
+        yield "rules", f"{len(RULES)} held at every moment of every run"
 
 
 def _picture(run: Run, record: Record, hosts: Sequence[str]) -> Iterator[str]:
-    width = shutil.get_terminal_size().columns if is_terminal() else _PIPE_WIDTH
+    width = columns_of() or _PIPE_WIDTH
     reason = f": {run.reason}" if run.reason else ""
-    yield f"Seed {run.seed}: {run.outcome.value} after {_time(run.seconds)}, {run.converged} of {run.hosts} hosts{reason}"
+    yield folded(f"Seed {run.seed}: {run.outcome.value} after {_time(run.seconds)}, {run.converged} of {run.hosts} hosts{reason}")
     yield ""
     yield from draw(record, hosts=hosts, seconds=run.seconds, width=width - 1, paint=_paint)
     yield ""
     more = f" and {len(run.order) - _MOST_ORDER} more" if len(run.order) > _MOST_ORDER else ""
-    yield f"Order: {', '.join(run.order[:_MOST_ORDER]) or 'nobody got a permit'}{more}"
+    yield folded(f"Order: {', '.join(run.order[:_MOST_ORDER]) or 'nobody got a permit'}{more}", indent=7)
 
 
 def _before(broken: Broken, record: Record) -> Iterator[str]:
@@ -253,7 +258,7 @@ def _before(broken: Broken, record: Record) -> Iterator[str]:
     at = next(number for number, line in enumerate(lines) if f" BREAKS {broken.rule}:" in line)
     yield f"What {broken.host} did before:"
     mine = [line for line in lines[: at + 1] if line.split(" ", 2)[1] in (broken.host, "-")]
-    yield from (f"  {line}" for line in mine[-_ACTS_BEFORE:])
+    yield from (folded(f"  {line}", indent=4) for line in mine[-_ACTS_BEFORE:])
 
 
 def _as_object(wish: Wish, scenario: Scenario, summary: Summary, shown: Run, record: Record) -> Mapping[str, Any]:

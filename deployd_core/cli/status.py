@@ -12,7 +12,7 @@ import click
 
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Command
-from deployd_core.cli.output import format_table, is_terminal, print_json, use_colour
+from deployd_core.cli.output import folded, format_table, is_terminal, print_json, use_colour
 from deployd_core.cli.settings import Settings, json_option, pass_settings, zookeeper_options
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _watch(session: Session, service: str) -> int:
     try:
         for fleet in rollouts.watch_statuses(session, service, threading.Event(), every=1.0):
             if screen is not None:
-                screen.draw(list(lines_of(fleet)))
+                screen.draw(list(lines_of(fleet, fold=False)))
             else:
                 changes.show(fleet, fleet.hosts)
     except KeyboardInterrupt:
@@ -90,12 +90,13 @@ def _reasons(session: Session, fleet: FleetStatus) -> dict[str, str]:
     return {one.host: code if code in told else one.reason for one, code in denied}
 
 
-def lines_of(fleet: FleetStatus, reasons: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+def lines_of(fleet: FleetStatus, reasons: Mapping[str, str] = MappingProxyType({}), *, fold: bool = True) -> Iterator[str]:
     """A service as a person reads it: what is enabled, how far it is, and a row per host.
 
     Args:
         fleet: How things stand.
         reasons: By host, what is better known than from its own report.
+        fold: Whether to fold what is too long for the terminal; whoever draws a screen cuts it, so that every host has its line.
     """
     from deployd_core.cli.progress import STATE_COLOURS
     from deployd_core.coordination import Denial
@@ -108,9 +109,10 @@ def lines_of(fleet: FleetStatus, reasons: Mapping[str, str] = MappingProxyType({
         yield f"  canary hosts: {_enabled(record.canary)}"
     for notice in notices(fleet, datetime.now(UTC)):
         colour = "yellow" if notice.code == Denial.PROMOTION.value else "red"
-        yield click.style(f"  {notice.text}", fg=colour) + (f" ({notice.until})" if notice.until and colour == "yellow" else "")
+        text = f"  {notice.text}" + (f" ({notice.until})" if notice.until and colour == "yellow" else "")
+        yield click.style(folded(text, indent=4) if fold else text, fg=colour)
     if fleet.problem:
-        yield click.style(f"  {fleet.problem}", fg="red")
+        yield click.style(folded(f"  {fleet.problem}", indent=4) if fold else f"  {fleet.problem}", fg="red")
     if not fleet.hosts:
         yield "  no host yet: one registers itself when its agent starts"
         return
@@ -129,7 +131,7 @@ def lines_of(fleet: FleetStatus, reasons: Mapping[str, str] = MappingProxyType({
         )
         for entry in fleet.hosts
     ]
-    yield from format_table(HEADER, rows, shorten=7, colours=colours)
+    yield from format_table(HEADER, rows, fold=(-1,) if fold else (), colours=colours)
 
 
 def _enabled(enabled: Enabled | None) -> str:

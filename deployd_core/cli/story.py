@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deployd_core.acts import CloseGate, Flip, InstanceAct, RecordFailure, Restart
-from deployd_core.cli.output import format_table, message, print_json
+from deployd_core.cli.output import folded, format_table, message, print_json
 from deployd_core.errors import DeploydError
 from deployd_core.model import Health
 from deployd_core.planner import HostStep
@@ -47,16 +47,17 @@ def explain_gate(here: Here) -> str:
 
 def _head(here: Here, seen: Observation) -> Iterator[str]:
     strategy = here.setup.spec.restart.strategy
-    yield f"{click.style(seen.service, bold=True)} on {seen.host}: from {seen.current or 'nothing'} to {seen.build}, by {strategy}"
-    yield f"  gate      {explain_gate(here)}"
-    yield f"  limits    {_limits(seen)}"
+    head = folded(f"{seen.service} on {seen.host}: from {seen.current or 'nothing'} to {seen.build}, by {strategy}")
+    yield click.style(seen.service, bold=True) + head.removeprefix(seen.service)
+    yield folded(f"  gate      {explain_gate(here)}", indent=12)
+    yield folded(f"  limits    {_limits(seen)}", indent=12)
     for facts in seen.instances:
         gate = ", gate closed" if facts.gate_closed else ""
         found = facts.connections
         count = f", {found.busy} connections busy and {found.idle} idle" if found else ""
         serves = f"serves {facts.serves or 'nothing that can be told'}"
         why = f"; {facts.reason}" if facts.health is not Health.HEALTHY and facts.reason else ""
-        yield f"  {facts.name:9} {facts.state.value}, {facts.health.value}, {serves}{gate}{count}{why}"
+        yield folded(f"  {facts.name:9} {facts.state.value}, {facts.health.value}, {serves}{gate}{count}{why}", indent=12)
 
 
 def _limits(seen: Observation) -> str:
@@ -83,8 +84,8 @@ def _moves(here: Here, seen: Observation, story: Story) -> Iterator[str]:
             rules[number] = _rules(here, move.act.instance)
     if not rows:
         return
-    for number, line in enumerate(format_table(("AT", "MOVE", "DEADLINE"), rows)):
-        yield line
+    for number, row in enumerate(format_table(("AT", "MOVE", "DEADLINE"), rows, fold=(1,))):
+        yield row
         yield from (f"{'':10}{rule}" for rule in rules.get(number, ()))
 
 
@@ -119,14 +120,14 @@ def _rules(here: Here, name: str) -> tuple[str, ...]:
 def _end(seen: Observation, story: Story) -> Iterator[str]:
     count = len(seen.instances)
     if story.ended is not HostStep.CONVERGED:
-        yield click.style(f"{story.ended.value} after {_seconds(story.seconds)}: {story.reason}", fg="red")
+        yield click.style(folded(f"{story.ended.value} after {_seconds(story.seconds)}: {story.reason}"), fg="red")
         return
     if not story.moves:
         yield f"Nothing to do: this host serves {seen.build}."
         return
     worst = f"{story.fewest_available} of {count} instances are available"
-    yield f"Converged after {_seconds(story.seconds)}; at the worst moment {worst}."
-    yield "Assumed: a permit at once, requests end within a second, instances start in time, clients come back in 2 s."
+    yield folded(f"Converged after {_seconds(story.seconds)}; at the worst moment {worst}.")
+    yield folded("Assumed: a permit at once, requests end within a second, instances start in time, clients come back in 2 s.")
 
 
 def _seconds(seconds: float) -> str:

@@ -46,7 +46,7 @@ def _plugin(bound: Bound[Any]) -> str:
 
 
 def _values(struct: msgspec.Struct, *only: str) -> str:
-    """``limit = "10%", instances_at_once = 2``: what is set, be it by default."""
+    """``limit="10%", instances_at_once="2"``: what is set, be it by default."""
     values: dict[str, Any] = msgspec.to_builtins(struct, enc_hook=encode_unit)
     chosen = {key: values[key] for key in only or values if values[key] not in (None, "", [], (), {})}
-    return ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items())
+    return ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items())

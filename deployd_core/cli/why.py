@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ import click
 
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Command
-from deployd_core.cli.output import is_terminal, print_json
+from deployd_core.cli.output import folded, print_json, use_colour
 from deployd_core.cli.settings import Settings, json_option, pass_settings, zookeeper_options
 from deployd_core.errors import DeploydError
 
@@ -62,7 +60,7 @@ def command(settings: Settings, *, service: str, host: str | None, as_json: bool
         body = {"service": service, "stopped": stopped(fleet.record), "problem": fleet.problem, "notices": told, "hosts": hosts}
         print_json("deployd.why/1", body)
     else:
-        click.echo("\n".join(_wrapped(_lines(fleet, told, found, now))))
+        click.echo("\n".join(map(_shown, _lines(fleet, told, found, now))))
     return Exit.DONE
 
 
@@ -194,17 +192,13 @@ def _rows(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
             yield f"  {name:6} {' '.join(text.split())}"
 
 
-def _wrapped(lines: Iterable[str]) -> Iterator[str]:
-    """On a terminal: with what would run over its edge below, and what a paragraph is about in bold."""
-    if not is_terminal():
-        yield from lines
-        return
-    width = shutil.get_terminal_size().columns
-    for line in lines:
-        folded = textwrap.wrap(line, width, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
-        head, colon, rest = folded[0].partition(":")
-        about = "" if line.startswith(" ") else click.style(head, bold=True) + colon + rest
-        yield "\n".join([about or folded[0], *folded[1:]])
+def _shown(line: str) -> str:
+    """As a terminal shows it best, with what a paragraph is about in bold."""
+    text = folded(line, indent=9)
+    if line.startswith(" ") or not use_colour():
+        return text
+    head, colon, rest = text.partition(":")
+    return click.style(head, bold=True) + colon + rest
 
 
 def _until(text: str | None, now: datetime) -> str:

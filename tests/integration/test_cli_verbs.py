@@ -17,6 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from deployd_core import rollouts
+from deployd_core.cli import output
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.main import run
 from deployd_core.model import Role
@@ -230,7 +231,7 @@ def test_enabling_warns_of_what_stands_in_the_way(desk):
     assert (0, 0) == (fleet[0], canary[0])
     assert "warning: web has no host: one registers itself when its agent starts" in fleet[2]
     assert "warning: nothing restarts for now: every service is frozen by ann: holidays" in fleet[2]
-    assert "warning: web has no canary host. Choose one: deployd hosts role web HOST canary" in canary[2]
+    assert "warning: web has no canary host; choose one: deployd hosts role web HOST canary" in canary[2]
 
 
 def test_waiting_ends_when_every_host_serves_the_build(desk):
@@ -602,6 +603,43 @@ def test_terminal_shows_bars_in_place(desk):
     assert 0 == process.wait(timeout=30)
     assert "\x1b[32m█" in output  # a green bar
     assert re.search(r"\x1b\[\d+F\x1b\[J", output)  # back to the first line of the last drawing
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["status"],
+        ["status", "web"],
+        ["why", "web"],
+        ["history", "web"],
+        ["hosts", "list", "web"],
+        ["services", "list"],
+        ["enable", "web", "v2", "--canary"],
+        ["resume", "web"],
+    ],
+    ids=" ".join,
+)
+def test_screens_of_a_fleet_fit_into_80_columns(desk, monkeypatch, verb):
+    """Whatever people and hosts have to say, nothing runs over the edge of a terminal; in a pipe it is in one line."""
+    words = "the certificate on the load balancers of this site has to be renewed by Monday, and by nobody but ann"
+    desk.apply("h1", "h2", "h3")
+    desk.build("v1")
+    desk.build("v2")
+    desk.type("enable", "web", "v1", "--why", words)
+    desk.take("h1")
+    desk.fail("h1", words)
+    desk.take("h2")
+    desk.die("h3")
+    desk.type("hosts", "excuse", "web", "h3", "--why", words)
+    if verb[0] not in ("enable", "resume"):  # those two can be done once
+        assert max(map(len, desk.type(*verb)[1].splitlines())) > 80
+
+    monkeypatch.setattr(output, "is_terminal", lambda stream=None: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, shown, said = desk.type(*verb)
+
+    assert [] == [line for line in (shown + said).splitlines() if len(line) > 80]
 
 
 def test_status_can_be_watched(desk):

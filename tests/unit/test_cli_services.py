@@ -22,7 +22,7 @@ argv = ["true"]
 count = 12
 pattern = "web@{port}"
 first_port = 8001
-manager = { use = "supervisor", url = "unix:///run/supervisor.sock", program = "web:{port}" }
+manager = { use = "supervisor", url="unix:///run/supervisor.sock", program = "web:{port}" }
 probe = { use = "http", url = "http://127.0.0.1:{port}/health", timeout = "2s" }
 warmup = ["/"]
 [restart]
@@ -58,13 +58,13 @@ def test_a_checked_spec_is_shown_as_it_was_understood(tmp_path, capsys):
     assert ["WHAT", "service", "source", "step 1", "instances", "manager", "probe", "warmup", "limits", "strategy", "rollout"] == [
         *rows
     ]
-    assert rows["source"].startswith('https: url = "https://builds.example.com/web/{build}.tar.gz", ')
+    assert rows["source"].startswith('https: url="https://builds.example.com/web/{build}.tar.gz", ')
     assert rows["step 1"].startswith("command: ")
     assert rows["instances"].endswith("web@8009, web@8010 and 2 more")
-    assert rows["manager"].startswith('supervisor: url = "unix:///run/supervisor.sock", program = "web:{port}"')
-    assert 'limit = "10%", ' in rows["strategy"]
-    assert 'instances_at_once = "100%"' in rows["strategy"], "a default counts as well as what was written"
-    assert 'budget = "5%", on_host_failure = "revert"' in rows["rollout"]
+    assert rows["manager"].startswith('supervisor: url="unix:///run/supervisor.sock", program="web:{port}"')
+    assert 'limit="10%", ' in rows["strategy"]
+    assert 'instances_at_once="100%"' in rows["strategy"], "a default counts as well as what was written"
+    assert 'budget="5%", on_host_failure="revert"' in rows["rollout"]
     assert f"nothing was written; to write it: deployd services apply {path}\n" == error
 
 
