@@ -116,9 +116,7 @@ def enable(
     why: str = "",
     now: datetime | None = None,
 ) -> str:
-    """Have the hosts of a role serve a build; returns the id of the rollout that this begins.
-
-    A rollout that is halted or paused is opened again, and permits that are held are kept.
+    """Have the hosts of a role serve a build; returns the id of the rollout that this begins. Permits that are held are kept.
 
     Raises:
         ConfigError: The build or digest is malformed, or the spec's limits let no host restart, ever.
@@ -203,7 +201,8 @@ def restart(session: Session, service: str, *, role: Role = Role.FLEET, by: str,
     record = read_service(session, service)
     enabled = record.canary if role is Role.CANARY else record.enabled
     if enabled is None:
-        raise Conflict(f"nothing is enabled for {service}", hint=f"deployd enable {service} BUILD")
+        whom, flag = (f"the canary hosts of {service} alone", " --canary") if role is Role.CANARY else (service, "")
+        raise Conflict(f"nothing is enabled for {whom}", hint=f"deployd enable {service} BUILD{flag}")
     entry = HistoryEntry(verb=Verb.RESTART, build=enabled.build, digest=enabled.digest, role=role, by=by, why=why, at=_at(now))
     return orders.write_enabled(session, service, entry, expect=record)
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Command
 from deployd_core.cli.output import folded, message
 from deployd_core.cli.people import by_option, person, why_option
 from deployd_core.cli.settings import Settings, pass_settings, zookeeper_options
-from deployd_core.cli.waiting import wait_for, wait_options
+from deployd_core.cli.waiting import wait_options
 from deployd_core.units import Duration
 
 if TYPE_CHECKING:
@@ -55,10 +54,12 @@ def command(
     """Enable a build of a service, for the fleet or its canary hosts.
 
     Checks that the build exists and pins its digest, so that every host gets the same bytes. Canary hosts follow the fleet until
-    they are given a build of their own. Enabling opens a rollout that was paused or halted.
+    they are given a build of their own. Enabling opens a rollout that was paused or halted; for the canary hosts alone it leaves a
+    stop that is about the fleet as it is.
     """
     from deployd_core import rollouts
     from deployd_core.chronicle import last_completed
+    from deployd_core.cli.orders import end_order
     from deployd_core.cli.pinning import check_history
     from deployd_core.cli.store import connected
     from deployd_core.model import Role, check_build_id, check_digest
@@ -77,8 +78,8 @@ def command(
         rollout = rollouts.enable(session, service, build, digest, role=role, by=by or person(), why=why)
         _say_what_changed(before, build, digest, role)
         back = last_completed(told, "", before.record.rollout.completed)
-        message(f"watch it: deployd status {service} --watch" + _go_back(service, back, build, role))
-        return wait_for(session, service, build, rollout=rollout, role=role, timeout=timeout) if wait else Exit.DONE
+        then = _go_back(service, back, build, role)
+        return end_order(session, before.record, rollout=rollout, role=role, wait=wait, timeout=timeout, then=then)
 
 
 def _pinned(settings: Settings, record: ServiceRecord, build: str, digest: str | None) -> str:
@@ -94,9 +95,7 @@ def _pinned(settings: Settings, record: ServiceRecord, build: str, digest: str |
 
 
 def _say_what_changed(before: FleetStatus, build: str, digest: str, role: Role) -> None:
-    from deployd_core.coordination import RolloutState
     from deployd_core.model import Role
-    from deployd_core.picture import stopped
 
     record = before.record
     previous = record.enabled_for(role)
@@ -115,10 +114,6 @@ def _say_what_changed(before: FleetStatus, build: str, digest: str, role: Role) 
         message(_who_goes_first(before))
     elif role is Role.FLEET and record.canary is not None and record.canary.build != build:
         message(f"its canary hosts stay on {record.canary.build}")
-    if record.rollout.state is not RolloutState.OPEN:
-        message(f"the rollout was {record.rollout.state.value}, and is open again")
-    elif stopped(record):
-        message(f"deployd: warning: nothing restarts for now: {stopped(record)}")
 
 
 def _who_goes_first(before: FleetStatus) -> str:
@@ -136,4 +131,4 @@ def _go_back(service: str, back: str, build: str, role: Role) -> str:
     """The way back to the build that the fleet completed last; that the one before was enabled does not say that it served."""
     if back in ("", build):
         return ""
-    return f"; go back: deployd enable {service} {back}" + (" --canary" if role.value == "canary" else "")
+    return f"go back: deployd enable {service} {back}" + (" --canary" if role.value == "canary" else "")

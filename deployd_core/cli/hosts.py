@@ -10,13 +10,10 @@ import click
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Group
 from deployd_core.cli.output import message, print_json, print_table
-from deployd_core.cli.people import by_option, person, reason_option
+from deployd_core.cli.people import by_option, decide, reason_option
 from deployd_core.cli.settings import Settings, json_option, pass_settings, zookeeper_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from deployd_core.zookeeper.session import Session
     from deployd_core.zookeeper.status import HostEntry
 
 
@@ -132,9 +129,7 @@ def excuse(settings: Settings, *, service: str, host: str, why: str, by: str | N
     """
     from deployd_core import rollouts
 
-    news, entry = _decide(
-        settings, service, host, lambda session: rollouts.excuse(session, service, host, by=by or person(), why=why)
-    )
+    news, entry = decide(settings, rollouts.excuse, service, host, by=by, why=why)
     click.echo(f"excused {host} from {service} until it is back" if news else f"{host} is excused from {service} already")
     if entry is not None and entry.permit is not None:
         message(f"it keeps its permit; to take that away: deployd hosts lost {service} {host} --why TEXT")
@@ -155,7 +150,7 @@ def lose(settings: Settings, *, service: str, host: str, why: str, by: str | Non
     """
     from deployd_core import rollouts
 
-    news, _ = _decide(settings, service, host, lambda session: rollouts.lose(session, service, host, by=by or person(), why=why))
+    news, _ = decide(settings, rollouts.lose, service, host, by=by, why=why)
     click.echo(f"gave {host} up: {service} goes on without it" if news else f"{host} was given up already")
     message(f"it takes part again when its agent comes back; if that is never: deployd hosts retire {service} {host} --why TEXT")
     return Exit.DONE
@@ -175,17 +170,7 @@ def retire(settings: Settings, *, service: str, host: str, why: str, by: str | N
     """
     from deployd_core import rollouts
 
-    _decide(settings, service, host, lambda session: rollouts.retire(session, service, host, by=by or person(), why=why))
+    decide(settings, rollouts.retire, service, host, by=by, why=why)
     click.echo(f"took {host} out of {service}")
     message(f"its limits and budget count one host less: deployd status {service}")
     return Exit.DONE
-
-
-def _decide(settings: Settings, service: str, host: str, decide: Callable[[Session], bool]) -> tuple[bool, HostEntry | None]:
-    """Carry a decision about a host out; whether it was news, and what is known of the host then."""
-    from deployd_core import rollouts
-    from deployd_core.cli.store import connected
-
-    with connected(settings) as session:
-        news = decide(session)
-        return news, next((entry for entry in rollouts.statuses(session, service) if entry.host == host), None)

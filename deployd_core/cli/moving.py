@@ -12,7 +12,7 @@ from deployd_core.cli.groups import Command
 from deployd_core.cli.output import message
 from deployd_core.cli.people import by_option, person, why_option
 from deployd_core.cli.settings import Settings, pass_settings, zookeeper_options
-from deployd_core.cli.waiting import wait_for, wait_options
+from deployd_core.cli.waiting import wait_options
 from deployd_core.units import Duration
 
 if TYPE_CHECKING:
@@ -40,19 +40,19 @@ def promote(settings: Settings, *, service: str, force: bool, wait: bool, timeou
     Refused while a canary host does not serve it, is not healthy, or has no agent; and while a plugin on this machine objects.
     """
     from deployd_core import rollouts
+    from deployd_core.cli.orders import build_of, end_order
     from deployd_core.cli.store import connected
     from deployd_core.model import Role
 
     with connected(settings) as session:
+        before = rollouts.read_service(session, service)
         if not force:
-            _ask_plugins(settings, rollouts.read_service(session, service))
+            _ask_plugins(settings, before)
         rollout = rollouts.promote(session, service, by=by or person(), why=why, force=force)
-        record = rollouts.read_service(session, service)
-        build = record.enabled.build if record.enabled is not None else ""
+        build = build_of(rollouts.read_service(session, service))
         click.echo(f"promoted {build} to the fleet of {service}{' by force' if force else ''}")
-        _say_what_stops(record)
-        message(f"watch it: deployd status {service} --watch; stop it: deployd pause {service}")
-        return wait_for(session, service, build, rollout=rollout, role=Role.FLEET, timeout=timeout) if wait else Exit.DONE
+        then = f"stop it: deployd pause {service}"
+        return end_order(session, before, rollout=rollout, role=Role.FLEET, wait=wait, timeout=timeout, then=then)
 
 
 def _ask_plugins(settings: Settings, record: ServiceRecord) -> None:
@@ -96,6 +96,7 @@ def rollback(settings: Settings, *, service: str, to: str | None, wait: bool, ti
     Canary hosts with a build of their own stay on that.
     """
     from deployd_core import rollouts
+    from deployd_core.cli.orders import build_of, end_order
     from deployd_core.cli.store import connected
     from deployd_core.model import Role
 
@@ -103,14 +104,12 @@ def rollback(settings: Settings, *, service: str, to: str | None, wait: bool, ti
         before = rollouts.read_service(session, service)
         rollout = rollouts.rollback(session, service, by=by or person(), why=why, to=to)
         record = rollouts.read_service(session, service)
-        build = record.enabled.build if record.enabled is not None else ""
+        build = build_of(record)
         was = f" (was {before.enabled.build})" if before.enabled is not None else ""
         click.echo(f"the fleet of {service} goes back to {build}{was}")
         if record.canary is not None and record.canary.build != build:
             message(f"its canary hosts stay on {record.canary.build}: deployd enable {service} {build} --canary takes them along")
-        _say_what_stops(record)
-        message(f"watch it: deployd status {service} --watch")
-        return wait_for(session, service, build, rollout=rollout, role=Role.FLEET, timeout=timeout) if wait else Exit.DONE
+        return end_order(session, before, rollout=rollout, role=Role.FLEET, wait=wait, timeout=timeout)
 
 
 @click.command(
@@ -131,19 +130,18 @@ def restart(settings: Settings, *, service: str, canary: bool, wait: bool, timeo
     By the same strategy and under the same limits as a new build.
     """
     from deployd_core import rollouts
+    from deployd_core.cli.orders import build_of, end_order
     from deployd_core.cli.store import connected
     from deployd_core.model import Role
 
     role = Role.CANARY if canary else Role.FLEET
     with connected(settings) as session:
+        before = rollouts.read_service(session, service)
         rollout = rollouts.restart(session, service, role=role, by=by or person(), why=why)
-        record = rollouts.read_service(session, service)
-        enabled = record.enabled_for(role)
-        build = enabled.build if enabled is not None else ""
+        build = build_of(before, role)
         click.echo(f"{'the canary hosts' if canary else 'the fleet'} of {service} restart{'' if canary else 's'} {build}")
-        _say_what_stops(record)
-        message(f"watch it: deployd status {service} --watch; stop it: deployd pause {service}")
-        return wait_for(session, service, build, rollout=rollout, role=role, timeout=timeout) if wait else Exit.DONE
+        then = f"stop it: deployd pause {service}"
+        return end_order(session, before, rollout=rollout, role=role, wait=wait, timeout=timeout, then=then)
 
 
 @click.command("retry", cls=Command, examples=["deployd retry web", "deployd retry web --why 'the disks are mended'"])
@@ -158,6 +156,7 @@ def retry(settings: Settings, *, service: str, why: str, by: str | None) -> int:
     The failures are forgotten, so that the budget is whole again. Hosts that hold a permit go on with it.
     """
     from deployd_core import rollouts
+    from deployd_core.cli.orders import warn_of_stop
     from deployd_core.cli.store import connected
     from deployd_core.coordination import RolloutState
 
@@ -172,14 +171,6 @@ def retry(settings: Settings, *, service: str, why: str, by: str | None) -> int:
     names = ", ".join(failed[:10]) + (f" and {len(failed) - 10} more" if len(failed) > 10 else "")
     opened = f"the rollout of {service} goes on" if before.rollout.state is not RolloutState.OPEN else f"{service} tries again"
     click.echo(f"{opened}; on {names} again" if failed else opened)
-    _say_what_stops(record)
+    warn_of_stop(record)
     message(f"watch it: deployd status {service} --watch; go back instead: deployd rollback {service}")
     return Exit.DONE
-
-
-def _say_what_stops(record: ServiceRecord) -> None:
-    """Warn when nothing will come of it for now."""
-    from deployd_core.picture import stopped
-
-    if stopped(record):
-        message(f"deployd: warning: nothing restarts for now: {stopped(record)}")

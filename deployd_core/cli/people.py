@@ -1,12 +1,38 @@
-"""Who does something, and why: options of every command that changes what the fleet does."""
+"""Who does something, and why: options of every command that changes what the fleet does, and decisions about hosts."""
 
 from __future__ import annotations
 
 import getpass
 import os
 import socket
+from typing import TYPE_CHECKING, Protocol
 
 import click
+
+if TYPE_CHECKING:
+    from deployd_core.cli.settings import Settings
+    from deployd_core.zookeeper.session import Session
+    from deployd_core.zookeeper.status import HostEntry
+
+
+class Decision(Protocol):
+    """A verb of `deployd_core.rollouts` about one host; returns whether that was news."""
+
+    def __call__(self, session: Session, service: str, host: str, *, by: str, why: str) -> bool:
+        """Carry it out."""
+        ...
+
+
+def decide(
+    settings: Settings, decision: Decision, service: str, host: str, *, by: str | None, why: str
+) -> tuple[bool, HostEntry | None]:
+    """Carry a decision about a host out; returns whether it was news, and what is known of the host then."""
+    from deployd_core import rollouts
+    from deployd_core.cli.store import connected
+
+    with connected(settings) as session:
+        news = decision(session, service, host, by=by or person(), why=why)
+        return news, next((entry for entry in rollouts.statuses(session, service) if entry.host == host), None)
 
 
 def person() -> str:

@@ -10,7 +10,7 @@ import click
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Group
 from deployd_core.cli.output import message, print_json, print_table
-from deployd_core.cli.people import by_option, person, reason_option
+from deployd_core.cli.people import by_option, decide, reason_option
 from deployd_core.cli.settings import Settings, json_option, pass_settings, zookeeper_options
 
 if TYPE_CHECKING:
@@ -94,11 +94,8 @@ def release(settings: Settings, *, service: str, host: str, why: str, by: str | 
     The host still counts as down while it is. When it is gone for good, `deployd hosts lost` is the word.
     """
     from deployd_core import rollouts
-    from deployd_core.cli.store import connected
 
-    with connected(settings) as session:
-        held = rollouts.release_permit(session, service, host, by=by or person(), why=why)
-        entry = next((entry for entry in rollouts.statuses(session, service) if entry.host == host), None)
+    held, entry = decide(settings, rollouts.release_permit, service, host, by=by, why=why)
     click.echo(f"took the permit of {host} away" if held else f"{host} holds no permit of {service}")
     if held and entry is not None and not entry.alive and entry.excused is None:
         message(

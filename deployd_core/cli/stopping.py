@@ -61,9 +61,9 @@ def resume(settings: Settings, *, service: str, why: str, by: str | None) -> int
     A rollout that has halted is not resumed: retry and rollback are the two ways on.
     """
     from deployd_core import rollouts
+    from deployd_core.cli.orders import warn_of_stop
     from deployd_core.cli.store import connected
     from deployd_core.coordination import RolloutState
-    from deployd_core.picture import stopped
 
     with connected(settings) as session:
         before = rollouts.read_service(session, service)
@@ -71,8 +71,7 @@ def resume(settings: Settings, *, service: str, why: str, by: str | None) -> int
         record = rollouts.read_service(session, service)
     paused = before.rollout.state is RolloutState.PAUSED
     click.echo(f"resumed {service}" if paused else f"{service} was not paused")
-    if stopped(record):
-        message(f"deployd: warning: nothing restarts for now: {stopped(record)}")
+    warn_of_stop(record)
     message(f"watch it: deployd status {service} --watch")
     return Exit.DONE
 

@@ -219,7 +219,70 @@ def test_restart_begins_a_rollout_of_the_same_build(two):
     assert "stop it: deployd pause web" in error
     assert record.fleet_rollout != before
     assert ("v1", True) == (record.enabled.build, record.enabled.restart)
-    assert (1, "deployd: error: nothing is enabled for web. Try: deployd enable web BUILD\n") == (canary[0], canary[2])
+    assert 1 == canary[0]
+    assert canary[2].endswith("nothing is enabled for the canary hosts of web alone. Try: deployd enable web BUILD --canary\n")
+
+
+def stop(desk, how):
+    """Pause the rollout of the fleet, or have it halted by one of its hosts."""
+    if how == "paused":
+        desk.type("pause", "web", "--by", "bob", "--why", "lunch")
+        return
+    desk.type("enable", "web", "v2")
+    desk.take("h2")
+    desk.fail("h2")
+
+
+@pytest.mark.parametrize("how", ["paused", "halted"])
+@pytest.mark.parametrize("order", [["enable", "web", "v1"], ["restart", "web"], ["rollback", "web", "--to", "v1"]], ids=" ".join)
+def test_an_order_for_the_fleet_says_that_it_has_opened_what_was_stopped(two, order, how):
+    """Somebody has stopped it: whoever gives the order is told that it goes on, before the way to watch it."""
+    stop(two, how)
+
+    code, _, error = two.type(*order)
+
+    assert (0, RolloutState.OPEN) == (code, rollout(two).state)
+    assert f"the rollout was {how}, and is open again\nwatch it: deployd status web --watch" in error
+    assert "nothing restarts for now" not in error
+
+
+@pytest.mark.parametrize(("how", "way_on"), [("paused", "deployd resume web"), ("halted", "deployd retry web")])
+def test_an_order_for_the_canary_hosts_says_that_the_fleet_stays_stopped(two, how, way_on):
+    """It does not end a stop of the fleet's, be it a new build or a restart: nothing restarts, and how to go on is said."""
+    two.type("hosts", "role", "web", "h1", "canary")
+    stop(two, how)
+
+    for order in (["enable", "web", "v1", "--canary"], ["restart", "web", "--canary"]):
+        code, _, error = two.type(*order)
+
+        assert 0 == code
+        assert how == rollout(two).state.value
+        assert f"the rollout stays {how}; go on: {way_on}\n" in error
+        assert f"deployd: warning: nothing restarts for now: the rollout is {how} by " in error
+        assert "is open again" not in error
+
+
+def test_an_order_says_that_what_it_has_opened_is_frozen(two):
+    """One stop has ended, another has not: both are said."""
+    stop(two, "paused")
+    two.type("freeze", "--by", "bob", "--why", "holidays")
+
+    error = two.type("restart", "web")[2]
+
+    assert "the rollout was paused, and is open again\n" in error
+    assert "deployd: warning: nothing restarts for now: every service is frozen by bob: holidays\n" in error
+
+
+def test_a_canary_that_halted_the_rollout_opens_it_again(two):
+    """A halt that is about the canary hosts alone ends with another build for them."""
+    two.type("hosts", "role", "web", "h1", "canary")
+    two.type("enable", "web", "v2", "--canary")
+    two.take("h1")
+    two.fail("h1")
+
+    error = two.type("enable", "web", "v1", "--canary")[2]
+
+    assert "the rollout was halted, and is open again\n" in error
 
 
 def finish_when_enabled(desk, build):
