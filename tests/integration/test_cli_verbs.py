@@ -193,7 +193,7 @@ def test_enabling_asks_the_strategy_of_the_stored_spec(desk):
 
     assert (1, "") == (code, output)
     assert "web: [restart] strategy concurrency could restart no instance: min_available keeps 2 of 2 instances up" in error
-    assert "Try: deployd services show web, and apply it with other options" in error
+    assert "Try: deployd services show web --toml (prints it as a file" in error
     assert rollouts.read_service(desk.session, "web").enabled is None
 
 
