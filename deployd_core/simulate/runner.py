@@ -157,7 +157,8 @@ def _outcome(world: World) -> tuple[Outcome, str, dict[str, str]]:
     if not undone:
         return Outcome.CONVERGED, "", {}
     rollout = world.ensemble.rollout(world.service)
-    persons = [host for host in undone if not host.alive or host.step in _FOR_A_PERSON or _is_held(host)]
+    # One that had finished before it went down for good takes up room all the same.
+    persons = [host for host in world.hosts if not host.alive or (host in undone and (host.step in _FOR_A_PERSON or _is_held(host)))]
     moving = [host for host in undone if host not in persons and not host.asleep]
     if moving or not (persons or rollout.state is not RolloutState.OPEN):
         stuck = {host.name: _words(host) for host in moving or undone}

@@ -165,6 +165,17 @@ def test_a_dead_host_keeps_its_permit_and_is_named():
     assert "is down for good" in result.reason
 
 
+def test_hosts_that_had_finished_before_they_died_are_named():
+    """They take up all the room that the limit leaves, so that the others wait for a person, too."""
+    faults = "crash:1,crash:1,crash:1,dead:2@75%,reboot:3@75%"
+    runs = [run(DRAIN, hosts=6, zones=4, instances=1, min_available=0, faults=faults, seed=seed)[0] for seed in range(20)]
+
+    assert [()] * len(runs) == [result.broken for result in runs]
+    late = [result for result in runs if result.outcome is Outcome.WAITING and result.converged > 2]
+    assert late
+    assert all(2 == result.reason.count("is down for good") for result in late)
+
+
 @pytest.mark.parametrize(
     ("table", "outcome", "reason"),
     [
