@@ -158,7 +158,7 @@ def _outcome(world: World) -> tuple[Outcome, str, dict[str, str]]:
         return Outcome.CONVERGED, "", {}
     rollout = world.ensemble.rollout(world.service)
     # One that had finished before it went down for good takes up room all the same.
-    persons = [host for host in world.hosts if not host.alive or (host in undone and (host.step in _FOR_A_PERSON or _is_held(host)))]
+    persons = [host for host in world.hosts if not host.alive or (host in undone and _needs_a_person(host))]
     moving = [host for host in undone if host not in persons and not host.asleep]
     if moving or not (persons or rollout.state is not RolloutState.OPEN):
         stuck = {host.name: _words(host) for host in moving or undone}
@@ -170,9 +170,9 @@ def _outcome(world: World) -> tuple[Outcome, str, dict[str, str]]:
     return Outcome.WAITING, _some({host.name: _words(host) for host in persons}), {}
 
 
-def _is_held(host: VirtualHost) -> bool:
-    """Whether it waits for a promotion, for a window, or for the end of a freeze."""
-    return host.step is HostStep.WAITING and host.denial in _STOPS
+def _needs_a_person(host: VirtualHost) -> bool:
+    """Whether it gets no further by itself; or waits for a promotion, for a window, or for the end of a freeze."""
+    return host.step in _FOR_A_PERSON or (host.step is HostStep.WAITING and host.denial in _STOPS)
 
 
 def _words(host: VirtualHost) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 E = TypeVar("E", bound=Exception)
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds after which nothing more is expected to happen."""
 
 
@@ -62,7 +62,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 class Client(http.client.HTTPConnection):
     """A client that may come from an address, or carry a mark."""
 
-    def __init__(self, host: str, port: int, *, source: str = "", mark: int = 0, timeout: float = PATIENCE) -> None:
+    def __init__(self, host: str, port: int, *, source: str = "", mark: int = 0, timeout: float = 10.0) -> None:
         super().__init__(host, port, timeout=timeout)
         self.source, self.mark = source, mark
 
