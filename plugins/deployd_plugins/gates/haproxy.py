@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 
@@ -22,15 +22,11 @@ from deployd_core.api import (
     Unavailable,
     hookimpl,
 )
-
-if TYPE_CHECKING:
-    import socket
+from deployd_plugins.gates.haproxy_runtime import TIMEOUT, Runtime, backend_of
 
 _NAMES = re.compile(r"[A-Za-z0-9_.:-]+/[A-Za-z0-9_.:-]+")
 """What HAProxy permits in the names of a backend and a server: there is no @ among it."""
 _SOCKET_PATH_BYTES = 107
-_TIMEOUT = 5.0
-"""Longest to wait for an answer; HAProxy gives one within a millisecond."""
 
 # Bits of srv_admin_state in `show servers state`: by hand or by us, then all of them, with what other servers and DNS impose.
 _FORCED_MAINT, _FORCED_DRAIN = 0x01, 0x08
@@ -115,7 +111,7 @@ class HaproxyGate(Gate[HaproxyOptions]):
 
     def closed_everywhere(self) -> tuple[ClosedGate, ...]:
         """The same of every service, by the leases in this directory."""
-        return tuple(lease.gate for lease in _really_closed(self._leases(), _TIMEOUT))
+        return tuple(lease.gate for lease in _really_closed(self._leases(), TIMEOUT))
 
     def clear(
         self, service: str | None = None, instance: str | None = None, *, expired_only: bool = False
@@ -134,8 +130,8 @@ class HaproxyGate(Gate[HaproxyOptions]):
             if not meant or (expired_only and lease.until > time.time()):
                 continue
             try:
-                opened += [lease.gate] if _really_closed([(path, lease)], _TIMEOUT) else []
-                _give_back(path, lease, _TIMEOUT)
+                opened += [lease.gate] if _really_closed([(path, lease)], TIMEOUT) else []
+                _give_back(path, lease, TIMEOUT)
             except Unavailable as error:
                 problem = error
         if problem is not None:
@@ -167,8 +163,8 @@ class HaproxyGate(Gate[HaproxyOptions]):
         found = [(path, _read_lease(path)) for path in sorted(Path(self.options.leases).glob("*.json"))]
         return [(path, lease) for path, lease in found if lease is not None]
 
-    def _haproxy(self, call: InstanceCall) -> _Haproxy:
-        return _Haproxy(call.expand(self.options.socket), call.timeout)
+    def _haproxy(self, call: InstanceCall) -> Runtime:
+        return Runtime(call.expand(self.options.socket), call.timeout)
 
     def _server(self, call: InstanceCall) -> str:
         server = call.expand(self.options.server)
@@ -209,9 +205,9 @@ def _really_closed(leases: list[tuple[Path, _Lease]], timeout: float) -> list[_L
     found = []
     states: dict[str, dict[str, int]] = {}
     for path, lease in leases:
-        where = f"{lease.socket} {_backend(lease.server)}"
+        where = f"{lease.socket} {backend_of(lease.server)}"
         if where not in states:
-            states[where] = _Haproxy(lease.socket, timeout).states(lease.server)
+            states[where] = Runtime(lease.socket, timeout).states(lease.server)
         if states[where].get(lease.server, 0) & _CLOSED:
             found.append(lease)
         elif lease.until < time.time():
@@ -222,7 +218,7 @@ def _really_closed(leases: list[tuple[Path, _Lease]], timeout: float) -> list[_L
 
 def _give_back(path: Path, lease: _Lease, timeout: float) -> None:
     """Give a server back in the state it was found in, then forget the lease; one that is gone needs no opening."""
-    haproxy = _Haproxy(lease.socket, timeout)
+    haproxy = Runtime(lease.socket, timeout)
     if lease.server in haproxy.states(lease.server):
         haproxy.set_state(lease.server, lease.before)
     path.unlink(missing_ok=True)
@@ -253,121 +249,6 @@ def _write_lease(path: Path, lease: _Lease) -> None:
         aside.replace(path)
     except OSError as error:
         raise Unavailable(f"cannot write {path}: {error.strerror}") from error
-
-
-class _Haproxy:
-    """The runtime API. It has no error codes: a command that was carried out is answered by nothing, any other by words."""
-
-    def __init__(self, address: str, timeout: float) -> None:
-        self.address = address
-        self._timeout = min(_TIMEOUT, timeout)
-
-    def states(self, server: str) -> dict[str, int]:
-        """The bits of srv_admin_state of the server and of all in its backend; empty when there is no such backend.
-
-        The status of `show stat` would not do: a server that is drained and down is DOWN there.
-        """
-        answer = self._ask(f"show servers state {_backend(server)}")
-        if answer.startswith("Can't find"):
-            return {}
-        version, _, table = answer.partition("\n")
-        if version.strip() != "1" or not table.startswith("# "):
-            raise self._strange(answer)
-        heading, *rows = table[2:].splitlines()
-        servers = [dict(zip(heading.split(), row.split(), strict=False)) for row in rows]
-        return {f"{row['be_name']}/{row['srv_name']}": int(row["srv_admin_state"]) for row in servers if "srv_admin_state" in row}
-
-    def stat(self, server: str) -> dict[str, str]:
-        """The row of a server in `show stat`.
-
-        Raises:
-            ConfigError: There is no such server.
-        """
-        import csv
-
-        answer = self._ask(f"show stat {_backend(server)} 4 -1")
-        if answer.startswith("No such"):
-            raise self.unknown(server)
-        if not answer.startswith("# "):
-            raise self._strange(answer)
-        for row in csv.DictReader(answer[2:].splitlines()):
-            if f"{row['pxname']}/{row['svname']}" == server:
-                return row
-        raise self.unknown(server)
-
-    def set_state(self, server: str, state: str) -> None:
-        """Have a server be ``ready``, ``drain`` or ``maint``."""
-        answer = self._ask(f"set server {server} state {state}")
-        if answer.startswith("No such"):
-            raise self.unknown(server)
-        if answer.startswith("Permission denied"):
-            raise self._powerless()
-        if answer:
-            raise self._strange(answer)
-
-    def check_level(self) -> str:
-        """The version of HAProxy.
-
-        Raises:
-            ConfigError: This socket may not change anything.
-        """
-        if "admin" not in self._ask("show cli level"):
-            raise self._powerless()
-        info = dict(line.split(": ", 1) for line in self._ask("show info").splitlines() if ": " in line)
-        if "Version" not in info:
-            raise self._strange(str(info))
-        return info["Version"]
-
-    def unknown(self, server: str) -> ConfigError:
-        """The error for a server that is not there."""
-        return ConfigError(
-            f"HAProxy at {self.address} has no server {server}", hint="compare `server` of the gate with `show servers state`"
-        )
-
-    def _powerless(self) -> ConfigError:
-        return ConfigError(f"HAProxy's socket {self.address} may only look", hint="add `level admin` to its `stats socket`")
-
-    def _strange(self, answer: str) -> Unavailable:
-        return Unavailable(f"{self.address} does not answer as HAProxy does: {answer[:200]!r}")
-
-    def _ask(self, command: str) -> str:
-        """One command on a connection of its own, which HAProxy closes after its answer."""
-        try:
-            with self._connect() as connection:
-                connection.sendall(f"{command}\n".encode())
-                answer = b"".join(iter(lambda: connection.recv(65536), b""))
-        except PermissionError as error:
-            raise ConfigError(
-                f"HAProxy's socket {self.address} may not be used: {error.strerror}",
-                hint="run the agent as root, or give it user and mode",
-            ) from error
-        except TimeoutError as error:
-            raise Unavailable(f"HAProxy at {self.address} did not answer in {self._timeout:g} s") from error
-        except (OSError, ValueError) as error:
-            raise Unavailable(
-                f"HAProxy at {self.address} does not answer: {getattr(error, 'strerror', None) or error}",
-                hint="is HAProxy running, with `stats socket … level admin` in its `global`?",
-            ) from error
-        return answer.decode(errors="replace").strip()
-
-    def _connect(self) -> socket.socket:
-        import socket
-
-        if not self.address.startswith("/"):
-            host, _, port = self.address.rpartition(":")
-            return socket.create_connection((host.strip("[]"), int(port)), timeout=self._timeout)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(self._timeout)
-            connection.connect(self.address)
-        except OSError:
-            connection.close()
-            raise
-        return connection
-
-
-def _backend(server: str) -> str:
-    return server.partition("/")[0]
 
 
 def _name_of(state: int) -> str:
