@@ -100,10 +100,10 @@ def wait_for_port(port: int) -> None:
             return
 
 
-def get(address: str, milliseconds: int) -> int:
+def get(address: str, milliseconds: int, cookie: str = "") -> int:
     connection = http.client.HTTPConnection(address, timeout=10)
     try:
-        connection.request("GET", f"/work?ms={milliseconds}")
+        connection.request("GET", f"/work?ms={milliseconds}", headers={"Cookie": cookie})
         answer = connection.getresponse()
         answer.read()
         return answer.status
@@ -263,6 +263,44 @@ def test_maintenance_by_a_person_comes_back(site: Site) -> None:
     site.gate.open(site.call())
 
     assert site.state() == 1
+
+
+@pytest.mark.parametrize(
+    ("backend", "server"),
+    [("cookie SRV insert indirect nocache", " cookie {server}"), ("stick-table type ip size 1k\n    stick on src", "")],
+)
+def test_clients_that_stick_to_a_server_go_elsewhere(site: Site, backend: str, server: str) -> None:
+    """A client with a cookie or a place in a table is sent elsewhere, what it has under way is answered, and then it comes back."""
+    site.haproxy.stop()
+    text = site.haproxy.configuration().replace("balance roundrobin", f"balance roundrobin\n    {backend}")
+    for index, port in enumerate(site.ports):
+        text = text.replace(f" 127.0.0.1:{port}", f" 127.0.0.1:{port}" + server.format(server=site.server(index)))
+    path = site.haproxy.directory / "sticky.conf"
+    path.write_text(text)
+    with subprocess.Popen(site.haproxy.command(path)) as process:
+        try:
+            wait_for_port(int(site.haproxy.listen.rpartition(":")[2]))
+            idle = site.answered()
+            assert get(site.haproxy.listen, 0, cookie=f"SRV={site.server()}") == 200
+            stuck = [after - before for after, before in zip(site.answered(), idle, strict=True)].index(1)
+            client = threading.Thread(target=get, args=(site.haproxy.listen, 3000, f"SRV={site.server(stuck)}"))
+            client.start()
+            while site.gate.connections(site.call(stuck)).busy == 0:
+                time.sleep(0.01)
+
+            site.gate.close(site.closing(stuck))
+            site.gate.close(site.closing(stuck))
+            before = site.answered()
+            assert get(site.haproxy.listen, 0, cookie=f"SRV={site.server(stuck)}") == 200
+            assert site.gate.connections(site.call(stuck)).busy == 1
+            client.join()
+            assert before[stuck] == site.answered()[stuck]
+            assert f"web@{site.ports[stuck]}" == site.gate.closed(site.call(stuck))[0].instance
+
+            site.gate.open(site.call(stuck))
+            assert site.state(stuck) == 0
+        finally:
+            process.terminate()
 
 
 def test_restart_of_haproxy_opens_and_the_gate_says_so(site: Site) -> None:

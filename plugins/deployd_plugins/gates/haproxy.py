@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -43,6 +43,13 @@ class HaproxyOptions(Options, frozen=True, kw_only=True):
         str,
         Meta(description="backend/server that is the instance; HAProxy permits no @ in these names, so use {port}"),
     ] = "{service}/{service}-{port}"
+    state: Annotated[
+        Literal["auto", "drain", "maint"],
+        Meta(
+            description="what closes it: drain lets in clients that stick to the server by a cookie or a table, maint does not but "
+            "cuts sessions under `on-marked-down shutdown-sessions`; auto: maint where the backend has cookies or a stick-table"
+        ),
+    ] = "auto"
     leases: Annotated[
         str, Meta(description="directory for the leases of closed gates; the agent puts another one on record for `deployd drains`")
     ] = "/var/lib/deployd/gates/haproxy"
@@ -59,6 +66,7 @@ class HaproxyGate(Gate[HaproxyOptions]):
     """Turn the traffic of an instance off in HAProxy: `set server … state drain`, and back.
 
     The right gate wherever HAProxy pools connections to its servers: it knows which are in use, and stops using them at once.
+    Where clients stick to their server, which a drain does not change, the server goes into maintenance instead.
 
     HAProxy keeps neither comments nor leases. So what a lease says lies in a file, written before the server is drained; whether
     it *is* drained is always asked of HAProxy. Its weakness: HAProxy does not open by itself. With no agent alive an instance stays
@@ -81,6 +89,11 @@ class HaproxyGate(Gate[HaproxyOptions]):
         state = haproxy.states(server).get(server)
         if state is None:
             raise haproxy.unknown(server)
+        found, before = _read_lease(path), _name_of(state)
+        if found is not None and state & _CLOSED:
+            by, before = found.by, found.before
+        else:
+            by = self._closing_state(haproxy, server)
         lease = _Lease(
             host=call.host,
             service=call.service,
@@ -89,13 +102,11 @@ class HaproxyGate(Gate[HaproxyOptions]):
             until=call.until,
             socket=haproxy.address,
             server=server,
-            before=_name_of(state),
+            before=before,
+            by=by,
         )
-        found = _read_lease(path)
-        if found is not None and state & _CLOSED:
-            lease = msgspec.structs.replace(lease, before=found.before)
         _write_lease(path, lease)
-        haproxy.set_state(server, "drain")
+        haproxy.set_state(server, by)
 
     def open(self, call: InstanceCall) -> None:
         """Give the server back in the state it was found in; one that we have not closed is left alone."""
@@ -156,6 +167,11 @@ class HaproxyGate(Gate[HaproxyOptions]):
         in_rotation = stat["status"] in ("UP", "no check") and not stat["throttle"]
         return Connections(busy=busy, recent=max(busy, int(stat["rate"] or 0)), in_rotation=in_rotation)
 
+    def _closing_state(self, haproxy: Runtime, server: str) -> str:
+        if self.options.state != "auto":
+            return self.options.state
+        return "maint" if haproxy.has_sticking_clients(server) else "drain"
+
     def _path(self, call: InstanceCall) -> Path:
         return Path(self.options.leases) / f"{call.host}:{call.service}:{call.instance.name}.json"
 
@@ -187,6 +203,8 @@ class _Lease(msgspec.Struct, frozen=True, kw_only=True):
     server: str
     before: str
     """The state to give the server back in: ready, drain or maint."""
+    by: str = "drain"
+    """The state that closes it."""
 
     @property
     def gate(self) -> ClosedGate:

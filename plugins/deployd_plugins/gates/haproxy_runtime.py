@@ -53,6 +53,11 @@ class Runtime:
                 return row
         raise self.unknown(server)
 
+    def has_sticking_clients(self, server: str) -> bool:
+        """Whether clients stick to the server, by its cookie or a table of its backend: past a drain, but not past maintenance."""
+        table = f"# table: {backend_of(server)},"
+        return bool(self.stat(server).get("cookie")) or table in self._ask("show table")
+
     def set_state(self, server: str, state: str) -> None:
         """Have a server be ``ready``, ``drain`` or ``maint``."""
         answer = self._ask(f"set server {server} state {state}")
