@@ -265,6 +265,20 @@ def test_maintenance_by_a_person_comes_back(site: Site) -> None:
     assert site.state() == 1
 
 
+@pytest.mark.parametrize(("state", "bits"), [("maint", 1), ("ready", 0)])
+def test_what_a_person_does_in_mid_drain_stays(site: Site, state: str, bits: int) -> None:
+    """A server that somebody puts into maintenance, or opens, while its gate is closed is given back so, renewed lease or not."""
+    for renewed in (False, True):
+        site.gate.close(site.closing())
+        site.ask(f"set server web/{site.server()} state {state}")
+        if renewed:
+            site.gate.close(site.closing())
+        site.gate.open(site.call())
+
+        assert site.state() == bits
+        site.ask(f"set server web/{site.server()} state ready")
+
+
 @pytest.mark.parametrize(
     ("backend", "server"),
     [("cookie SRV insert indirect nocache", " cookie {server}"), ("stick-table type ip size 1k\n    stick on src", "")],

@@ -73,7 +73,7 @@ class HaproxyGate(Gate[HaproxyOptions]):
     drained past its lease until the agent starts again or ``deployd drains reap`` runs, for which a timer ships. A reload of
     HAProxy opens every gate, unless it loads its servers' state from a file.
 
-    A server that a person has drained or put into maintenance is given back in that state.
+    A server that a person has drained or put into maintenance is given back in that state, also when that was in mid-drain.
     """
 
     name = "haproxy"
@@ -90,7 +90,7 @@ class HaproxyGate(Gate[HaproxyOptions]):
         if state is None:
             raise haproxy.unknown(server)
         found, before = _read_lease(path), _name_of(state)
-        if found is not None and state & _CLOSED:
+        if found is not None and before == found.by:
             by, before = found.by, found.before
         else:
             by = self._closing_state(haproxy, server)
@@ -237,7 +237,9 @@ def _really_closed(leases: list[tuple[Path, _Lease]], timeout: float) -> list[_L
 def _give_back(path: Path, lease: _Lease, timeout: float) -> None:
     """Give a server back in the state it was found in, then forget the lease; one that is gone needs no opening."""
     haproxy = Runtime(lease.socket, timeout)
-    if lease.server in haproxy.states(lease.server):
+    state = haproxy.states(lease.server).get(lease.server)
+    # Another state than ours is what a person has put it into since: it stays.
+    if state is not None and _name_of(state) in (lease.by, "ready"):
         haproxy.set_state(lease.server, lease.before)
     path.unlink(missing_ok=True)
 
