@@ -223,11 +223,13 @@ def test_all_leases_are_listed_and_cleared_with_no_spec_at_hand(site: Site) -> N
 
 
 def test_haproxy_that_is_gone_does_not_keep_others_closed(site: Site) -> None:
-    """Clearing opens what it can, and then says which HAProxy did not answer."""
+    """What each lease says is listed; clearing opens what it can, and then says which HAProxy did not answer."""
     site.gate.close(site.closing(0))
     [lease] = site.leases.glob("*.json")
-    (site.leases / "a.json").write_bytes(lease.read_bytes().replace(str(site.haproxy.socket).encode(), b"/nonexistent.sock"))
+    gone = lease.read_bytes().replace(str(site.haproxy.socket).encode(), b"/nonexistent.sock").replace(b'"web@', b'"gone@')
+    (site.leases / "a.json").write_bytes(gone)
 
+    assert [f"gone@{site.ports[0]}", f"web@{site.ports[0]}"] == [found.instance for found in site.gate.closed_everywhere()]
     with pytest.raises(Unavailable, match=r"/nonexistent\.sock"):
         site.gate.clear()
     assert site.state() == 0
@@ -444,6 +446,19 @@ def test_broken_lease_is_told_by_its_path(site: Site) -> None:
     lease.write_text("{")
     with pytest.raises(ConfigError, match=str(lease)):
         site.gate.closed(site.call())
+
+
+def test_broken_lease_keeps_no_other_server_closed(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that is no lease does not hide those of other services, nor keep their servers drained; the log names it."""
+    site.gate.close(site.closing())
+    broken = site.leases / "h1:other:other@9000.json"
+    broken.write_text("{")
+
+    assert 1 == len(site.gate.closed(site.call()))
+    assert 1 == len(site.gate.closed_everywhere())
+    assert 1 == len(site.gate.clear())
+    assert site.state() == 0
+    assert str(broken) in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from deployd_core.api import (
     ClosedGate,
     ConfigError,
     Connections,
+    DeploydError,
     Gate,
     GateCall,
     HostCall,
@@ -117,12 +119,19 @@ class HaproxyGate(Gate[HaproxyOptions]):
 
     def closed(self, call: HostCall) -> tuple[ClosedGate, ...]:
         """The leases on file whose servers HAProxy really keeps closed."""
-        mine = [(path, lease) for path, lease in self._leases() if (lease.host, lease.service) == (call.host, call.service)]
+        paths = [path for path in self._paths() if path.name.startswith(f"{call.host}:{call.service}:")]
+        mine = [(path, lease) for path in paths if (lease := _read_lease(path)) is not None]
         return tuple(lease.gate for lease in _really_closed(mine, call.timeout))
 
     def closed_everywhere(self) -> tuple[ClosedGate, ...]:
-        """The same of every service, by the leases in this directory."""
-        return tuple(lease.gate for lease in _really_closed(self._leases(), TIMEOUT))
+        """The same of every service, by the leases in this directory; where HAProxy does not answer, what a lease says counts."""
+        found: list[_Lease] = []
+        for path, lease in self._leases():
+            try:
+                found += _really_closed([(path, lease)], TIMEOUT)
+            except DeploydError:
+                found.append(lease)
+        return tuple(lease.gate for lease in found)
 
     def clear(
         self, service: str | None = None, instance: str | None = None, *, expired_only: bool = False
@@ -130,12 +139,12 @@ class HaproxyGate(Gate[HaproxyOptions]):
         """Give back what is closed; a HAProxy that does not answer keeps none of the others from being opened.
 
         Raises:
-            Unavailable: One of them does not answer; the rest is open.
+            DeploydError: One of them does not answer; the rest is open.
         """
         import time
 
         opened: list[ClosedGate] = []
-        problem: Unavailable | None = None
+        problem: DeploydError | None = None
         for path, lease in self._leases():
             meant = service in (None, lease.service) and instance in (None, lease.instance)
             if not meant or (expired_only and lease.until > time.time()):
@@ -143,7 +152,7 @@ class HaproxyGate(Gate[HaproxyOptions]):
             try:
                 opened += [lease.gate] if _really_closed([(path, lease)], TIMEOUT) else []
                 _give_back(path, lease, TIMEOUT)
-            except Unavailable as error:
+            except DeploydError as error:
                 problem = error
         if problem is not None:
             raise problem
@@ -175,9 +184,21 @@ class HaproxyGate(Gate[HaproxyOptions]):
     def _path(self, call: InstanceCall) -> Path:
         return Path(self.options.leases) / f"{call.host}:{call.service}:{call.instance.name}.json"
 
-    def _leases(self) -> list[tuple[Path, _Lease]]:
-        found = [(path, _read_lease(path)) for path in sorted(Path(self.options.leases).glob("*.json"))]
-        return [(path, lease) for path, lease in found if lease is not None]
+    def _paths(self) -> list[Path]:
+        return sorted(Path(self.options.leases).glob("*.json"))
+
+    def _leases(self) -> Iterator[tuple[Path, _Lease]]:
+        """Those of every service; a broken file is told to the log, and keeps none of the others from being opened."""
+        import logging
+
+        for path in self._paths():
+            try:
+                lease = _read_lease(path)
+            except ConfigError as error:
+                logging.getLogger(__name__).warning(str(error))
+            else:
+                if lease is not None:
+                    yield path, lease
 
     def _haproxy(self, call: InstanceCall) -> Runtime:
         return Runtime(call.expand(self.options.socket), call.timeout)
