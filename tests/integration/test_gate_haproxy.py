@@ -17,6 +17,7 @@ import pytest
 import deployd_core.testing
 from deployd_core.api import ConfigError, Connections, GateCall, Instance, InstanceCall, Unavailable
 from deployd_core.testing.balancers import Haproxy
+from deployd_core.testing.instances import eventually
 from deployd_plugins.gates.haproxy import HaproxyGate, HaproxyOptions
 
 LOAD_SERVER = Path(deployd_core.testing.__file__).with_name("load_server.py")
@@ -329,6 +330,38 @@ def test_restart_of_haproxy_opens_and_the_gate_says_so(site: Site) -> None:
     site.gate.close(site.closing())
     site.gate.open(site.call())
     assert site.state() == 0
+
+
+def test_request_of_a_process_from_before_a_reload_is_busy(site: Site) -> None:
+    """A reload leaves requests to the old process of HAProxy; they are in flight until they are answered."""
+    answers: list[int] = []
+    client = threading.Thread(target=lambda: answers.append(get(site.haproxy.listen, 4000)))
+    client.start()
+    while not (busy := [index for index in (0, 1) if site.gate.connections(site.call(index)).busy]):
+        time.sleep(0.01)
+    [index], before = busy, pid_of(site)
+    command = [*site.haproxy.command(site.haproxy.directory / "haproxy.conf"), "-sf", before]
+    with subprocess.Popen(command) as reloaded:
+        try:
+            while pid_of(site) in ("", before):
+                time.sleep(0.01)
+
+            site.gate.close(site.closing(index))
+            assert site.gate.connections(site.call(index)).busy == 1
+            assert answers == []
+            client.join()
+            assert answers == [200]
+            assert eventually(lambda: site.gate.connections(site.call(index)).busy == 0)
+        finally:
+            reloaded.terminate()
+
+
+def pid_of(site: Site) -> str:
+    """The process of HAProxy that answers, or nothing while none does."""
+    try:
+        return next(line.split()[1] for line in site.ask("show info").splitlines() if line.startswith("Pid:"))
+    except (OSError, StopIteration):
+        return ""
 
 
 def test_lease_left_by_a_crash_is_not_held_against_a_later_drain(site: Site) -> None:

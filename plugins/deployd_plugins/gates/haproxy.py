@@ -169,12 +169,17 @@ class HaproxyGate(Gate[HaproxyOptions]):
         )
 
     def connections(self, call: InstanceCall) -> Connections:
-        """What HAProxy counts: requests under way, and new ones in the last second. What it pools is its own business."""
+        """What HAProxy counts: requests under way, and new ones in the last second. What it pools is its own business.
+
+        Once reloaded, it says nothing of the requests that its old process has under way: those the kernel knows.
+        """
         stat = self._haproxy(call).stat(self._server(call))
         busy = int(stat["scur"] or 0) + int(stat["qcur"] or 0)
         # Neither on its way up or down by its health checks, nor in its slowstart.
         in_rotation = stat["status"] in ("UP", "no check") and not stat["throttle"]
-        return Connections(busy=busy, recent=max(busy, int(stat["rate"] or 0)), in_rotation=in_rotation)
+        return Connections(
+            busy=max(busy, _in_kernel(call.instance.port)), recent=max(busy, int(stat["rate"] or 0)), in_rotation=in_rotation
+        )
 
     def _closing_state(self, haproxy: Runtime, server: str) -> str:
         if self.options.state != "auto":
@@ -290,6 +295,16 @@ def _write_lease(path: Path, lease: _Lease) -> None:
         aside.replace(path)
     except OSError as error:
         raise Unavailable(f"cannot write {path}: {error.strerror}") from error
+
+
+def _in_kernel(port: int | None) -> int:
+    """Requests under way on a port of this host, as far as can be told."""
+    from deployd_plugins.gates import sockets
+
+    try:
+        return sockets.under_way(port) if port is not None else 0
+    except DeploydError:
+        return 0
 
 
 def _name_of(state: int) -> str:
