@@ -17,6 +17,7 @@ import pytest
 import deployd_core.testing
 from deployd_core.api import ConfigError, Connections, GateCall, Instance, InstanceCall, Unavailable
 from deployd_core.testing.balancers import Haproxy
+from deployd_core.testing.instances import eventually
 from deployd_plugins.gates.haproxy import HaproxyGate, HaproxyOptions
 
 LOAD_SERVER = Path(deployd_core.testing.__file__).with_name("load_server.py")
@@ -100,10 +101,10 @@ def wait_for_port(port: int) -> None:
             return
 
 
-def get(address: str, milliseconds: int) -> int:
+def get(address: str, milliseconds: int, cookie: str = "") -> int:
     connection = http.client.HTTPConnection(address, timeout=10)
     try:
-        connection.request("GET", f"/work?ms={milliseconds}")
+        connection.request("GET", f"/work?ms={milliseconds}", headers={"Cookie": cookie})
         answer = connection.getresponse()
         answer.read()
         return answer.status
@@ -223,11 +224,13 @@ def test_all_leases_are_listed_and_cleared_with_no_spec_at_hand(site: Site) -> N
 
 
 def test_haproxy_that_is_gone_does_not_keep_others_closed(site: Site) -> None:
-    """Clearing opens what it can, and then says which HAProxy did not answer."""
+    """What each lease says is listed; clearing opens what it can, and then says which HAProxy did not answer."""
     site.gate.close(site.closing(0))
     [lease] = site.leases.glob("*.json")
-    (site.leases / "a.json").write_bytes(lease.read_bytes().replace(str(site.haproxy.socket).encode(), b"/nonexistent.sock"))
+    gone = lease.read_bytes().replace(str(site.haproxy.socket).encode(), b"/nonexistent.sock").replace(b'"web@', b'"gone@')
+    (site.leases / "a.json").write_bytes(gone)
 
+    assert [f"gone@{site.ports[0]}", f"web@{site.ports[0]}"] == [found.instance for found in site.gate.closed_everywhere()]
     with pytest.raises(Unavailable, match=r"/nonexistent\.sock"):
         site.gate.clear()
     assert site.state() == 0
@@ -265,6 +268,58 @@ def test_maintenance_by_a_person_comes_back(site: Site) -> None:
     assert site.state() == 1
 
 
+@pytest.mark.parametrize(("state", "bits"), [("maint", 1), ("ready", 0)])
+def test_what_a_person_does_in_mid_drain_stays(site: Site, state: str, bits: int) -> None:
+    """A server that somebody puts into maintenance, or opens, while its gate is closed is given back so, renewed lease or not."""
+    for renewed in (False, True):
+        site.gate.close(site.closing())
+        site.ask(f"set server web/{site.server()} state {state}")
+        if renewed:
+            site.gate.close(site.closing())
+        site.gate.open(site.call())
+
+        assert site.state() == bits
+        site.ask(f"set server web/{site.server()} state ready")
+
+
+@pytest.mark.parametrize(
+    ("backend", "server"),
+    [("cookie SRV insert indirect nocache", " cookie {server}"), ("stick-table type ip size 1k\n    stick on src", "")],
+)
+def test_clients_that_stick_to_a_server_go_elsewhere(site: Site, backend: str, server: str) -> None:
+    """A client with a cookie or a place in a table is sent elsewhere, what it has under way is answered, and then it comes back."""
+    site.haproxy.stop()
+    text = site.haproxy.configuration().replace("balance roundrobin", f"balance roundrobin\n    {backend}")
+    for index, port in enumerate(site.ports):
+        text = text.replace(f" 127.0.0.1:{port}", f" 127.0.0.1:{port}" + server.format(server=site.server(index)))
+    path = site.haproxy.directory / "sticky.conf"
+    path.write_text(text)
+    with subprocess.Popen(site.haproxy.command(path)) as process:
+        try:
+            wait_for_port(int(site.haproxy.listen.rpartition(":")[2]))
+            idle = site.answered()
+            assert get(site.haproxy.listen, 0, cookie=f"SRV={site.server()}") == 200
+            stuck = [after - before for after, before in zip(site.answered(), idle, strict=True)].index(1)
+            client = threading.Thread(target=get, args=(site.haproxy.listen, 3000, f"SRV={site.server(stuck)}"))
+            client.start()
+            while site.gate.connections(site.call(stuck)).busy == 0:
+                time.sleep(0.01)
+
+            site.gate.close(site.closing(stuck))
+            site.gate.close(site.closing(stuck))
+            before = site.answered()
+            assert get(site.haproxy.listen, 0, cookie=f"SRV={site.server(stuck)}") == 200
+            assert site.gate.connections(site.call(stuck)).busy == 1
+            client.join()
+            assert before[stuck] == site.answered()[stuck]
+            assert f"web@{site.ports[stuck]}" == site.gate.closed(site.call(stuck))[0].instance
+
+            site.gate.open(site.call(stuck))
+            assert site.state(stuck) == 0
+        finally:
+            process.terminate()
+
+
 def test_restart_of_haproxy_opens_and_the_gate_says_so(site: Site) -> None:
     """Whether an instance is closed is asked of HAProxy, not of our file: after it was restarted nothing is closed."""
     site.gate.close(site.closing())
@@ -275,6 +330,38 @@ def test_restart_of_haproxy_opens_and_the_gate_says_so(site: Site) -> None:
     site.gate.close(site.closing())
     site.gate.open(site.call())
     assert site.state() == 0
+
+
+def test_request_of_a_process_from_before_a_reload_is_busy(site: Site) -> None:
+    """A reload leaves requests to the old process of HAProxy; they are in flight until they are answered."""
+    answers: list[int] = []
+    client = threading.Thread(target=lambda: answers.append(get(site.haproxy.listen, 4000)))
+    client.start()
+    while not (busy := [index for index in (0, 1) if site.gate.connections(site.call(index)).busy]):
+        time.sleep(0.01)
+    [index], before = busy, pid_of(site)
+    command = [*site.haproxy.command(site.haproxy.directory / "haproxy.conf"), "-sf", before]
+    with subprocess.Popen(command) as reloaded:
+        try:
+            while pid_of(site) in ("", before):
+                time.sleep(0.01)
+
+            site.gate.close(site.closing(index))
+            assert site.gate.connections(site.call(index)).busy == 1
+            assert answers == []
+            client.join()
+            assert answers == [200]
+            assert eventually(lambda: site.gate.connections(site.call(index)).busy == 0)
+        finally:
+            reloaded.terminate()
+
+
+def pid_of(site: Site) -> str:
+    """The process of HAProxy that answers, or nothing while none does."""
+    try:
+        return next(line.split()[1] for line in site.ask("show info").splitlines() if line.startswith("Pid:"))
+    except (OSError, StopIteration):
+        return ""
 
 
 def test_lease_left_by_a_crash_is_not_held_against_a_later_drain(site: Site) -> None:
@@ -392,6 +479,19 @@ def test_broken_lease_is_told_by_its_path(site: Site) -> None:
     lease.write_text("{")
     with pytest.raises(ConfigError, match=str(lease)):
         site.gate.closed(site.call())
+
+
+def test_broken_lease_keeps_no_other_server_closed(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that is no lease does not hide those of other services, nor keep their servers drained; the log names it."""
+    site.gate.close(site.closing())
+    broken = site.leases / "h1:other:other@9000.json"
+    broken.write_text("{")
+
+    assert 1 == len(site.gate.closed(site.call()))
+    assert 1 == len(site.gate.closed_everywhere())
+    assert 1 == len(site.gate.clear())
+    assert site.state() == 0
+    assert str(broken) in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,18 @@ def test_a_rule_is_what_was_previewed():
 
 
 @isolated
+def test_closing_leaves_the_time_zone_alone():
+    """Neither this process nor a command that it starts is put into another time zone."""
+    os.environ["TZ"] = "America/New_York"
+    time.tzset()
+
+    gate().close(call())
+
+    time.tzset()
+    assert "EST" in time.tzname
+
+
+@isolated
 def test_a_table_that_changed_is_read_again():
     """When a program changes the table between our reading and our commit, the commit is refused, and made again afterwards."""
     import iptc

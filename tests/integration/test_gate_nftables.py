@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from deployd_core.api import GateCall, Instance
+from deployd_core.connecting import connect
 from deployd_core.testing import netns
+from deployd_core.testing.instances import Server
 from deployd_core.testing.netns import isolated
 from deployd_plugins.gates import libnftables
 from deployd_plugins.gates.nftables import NftablesGate, NftablesOptions
@@ -23,15 +25,15 @@ def gate(**options):
     return NftablesGate(NftablesOptions(**options))
 
 
-def call():
+def call(service="web"):
     """A call that closes an instance."""
     return GateCall(
-        service="web",
+        service=service,
         host="h1",
         zone="",
-        root=Path("/srv/web"),
+        root=Path("/srv") / service,
         timeout=10.0,
-        instance=Instance(service="web", name="web@8001", port=8001),
+        instance=Instance(service=service, name=f"{service}@8001", port=8001),
         until=time.time() + 60.0,
         owner="h1/4711/12.34",
     )
@@ -67,6 +69,26 @@ def test_a_closed_gate_says_how_it_works():
     """An explanation names the table, families and who passes."""
     assert "nftables, table inet deployd, IPv4 and IPv6" in gate().explain(call())
     assert "127.0.0.2 and mark 0xdeb pass" in gate(ipv6="off").explain(call())
+
+
+@isolated
+def test_opening_one_address_leaves_the_way_past_the_gate_of_another():
+    """Two services on one port, each of an address of its own: the agent gets past the gate of one after the other's opened."""
+    sh("ip address add fd00::1/128 dev lo nodad")
+    Server(8001)
+    for address, other in (("127.0.1.1", "127.0.1.2"), ("::1", "fd00::1")):
+        gate(address=address).close(call("web"))
+        gate(address=other).close(call("api"))
+        gate(address=other).open(call("api"))
+
+        with pytest.raises(ConnectionRefusedError):
+            connect(address, 8001, 5.0)
+        connect(other, 8001, 5.0).close()
+        connect(address, 8001, 5.0, mark=0xDEB).close()
+        if ":" not in address:
+            connect(address, 8001, 5.0, source="127.0.0.2").close()
+        gate(address=address).open(call("web"))
+        assert () == gate(address=address).closed_everywhere()
 
 
 @isolated

@@ -12,9 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from deployd_core.api import Health, InstanceCall, Size
+from deployd_core.testing.instances import Server
 from deployd_core.testing.sample import SampleService
 from deployd_core.units import Duration
 from deployd_plugins.probes.command import CommandProbe, CommandProbeOptions
@@ -108,6 +110,16 @@ def http(path: str = "/", **options: Any) -> HttpProbe:
 def test_good_answer_is_healthy(call: Call, port: int) -> None:
     """A status in the expected range is health."""
     assert http().check(call(port)).health is Health.HEALTHY
+
+
+@pytest.mark.parametrize("url", ["http://{address}:{port}/", "http://[{address}]:{port}/"])
+def test_ipv6_address_of_the_host_is_asked(call: Call, url: str) -> None:
+    """An IPv6 address of agent.toml becomes a host of the URL, in brackets or without them, and of the tcp probe."""
+    with Server(0) as server:
+        asked = msgspec.structs.replace(call(server.socket.getsockname()[1]), address="::1")
+        assert HttpProbe(HttpOptions(url=url)).check(asked).health is Health.HEALTHY
+        assert TcpProbe(TcpOptions()).check(asked).health is Health.HEALTHY
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

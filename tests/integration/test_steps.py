@@ -289,6 +289,20 @@ def test_password_of_the_index_is_told_to_nobody(call: StepCall) -> None:
     assert "hunter2" not in caught.value.message + call.log.read_text()
 
 
+def test_password_in_an_argument_is_told_to_nobody(call: StepCall) -> None:
+    """User and password of a URL among the arguments are neither in the log nor in the message, which say all else."""
+    (call.release.path / "requirements.txt").write_text("nosuchpkg==9\n")
+    url = "http://user:hunter2@127.0.0.1:9/wheels"
+
+    with pytest.raises(StepFailed) as caught:
+        pip(call, find_links=(url,), args=("--retries", "0")).run(call)
+    with pytest.raises(StepFailed) as of_command:
+        command("false", f"--from={url}").run(call)
+
+    assert "--find-links http://****@127.0.0.1:9/wheels" in caught.value.message
+    assert "hunter2" not in caught.value.message + of_command.value.message + call.log.read_text()
+
+
 def test_missing_requirements(call: StepCall) -> None:
     """Without the file the step fails and says how to go on, or is content when it is optional."""
     with pytest.raises(StepFailed, match=r"no requirements\.txt in the release") as caught:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -12,6 +13,7 @@ from deployd_core.api import (
     ClosedGate,
     ConfigError,
     Connections,
+    DeploydError,
     Gate,
     GateCall,
     HostCall,
@@ -22,15 +24,11 @@ from deployd_core.api import (
     Unavailable,
     hookimpl,
 )
-
-if TYPE_CHECKING:
-    import socket
+from deployd_plugins.gates.haproxy_runtime import TIMEOUT, Runtime, backend_of
 
 _NAMES = re.compile(r"[A-Za-z0-9_.:-]+/[A-Za-z0-9_.:-]+")
 """What HAProxy permits in the names of a backend and a server: there is no @ among it."""
 _SOCKET_PATH_BYTES = 107
-_TIMEOUT = 5.0
-"""Longest to wait for an answer; HAProxy gives one within a millisecond."""
 
 # Bits of srv_admin_state in `show servers state`: by hand or by us, then all of them, with what other servers and DNS impose.
 _FORCED_MAINT, _FORCED_DRAIN = 0x01, 0x08
@@ -47,6 +45,13 @@ class HaproxyOptions(Options, frozen=True, kw_only=True):
         str,
         Meta(description="backend/server that is the instance; HAProxy permits no @ in these names, so use {port}"),
     ] = "{service}/{service}-{port}"
+    state: Annotated[
+        Literal["auto", "drain", "maint"],
+        Meta(
+            description="what closes it: drain lets in clients that stick to the server by a cookie or a table, maint does not but "
+            "cuts sessions under `on-marked-down shutdown-sessions`; auto: maint where the backend has cookies or a stick-table"
+        ),
+    ] = "auto"
     leases: Annotated[
         str, Meta(description="directory for the leases of closed gates; the agent puts another one on record for `deployd drains`")
     ] = "/var/lib/deployd/gates/haproxy"
@@ -63,13 +68,14 @@ class HaproxyGate(Gate[HaproxyOptions]):
     """Turn the traffic of an instance off in HAProxy: `set server … state drain`, and back.
 
     The right gate wherever HAProxy pools connections to its servers: it knows which are in use, and stops using them at once.
+    Where clients stick to their server, which a drain does not change, the server goes into maintenance instead.
 
     HAProxy keeps neither comments nor leases. So what a lease says lies in a file, written before the server is drained; whether
     it *is* drained is always asked of HAProxy. Its weakness: HAProxy does not open by itself. With no agent alive an instance stays
     drained past its lease until the agent starts again or ``deployd drains reap`` runs, for which a timer ships. A reload of
     HAProxy opens every gate, unless it loads its servers' state from a file.
 
-    A server that a person has drained or put into maintenance is given back in that state.
+    A server that a person has drained or put into maintenance is given back in that state, also when that was in mid-drain.
     """
 
     name = "haproxy"
@@ -85,6 +91,11 @@ class HaproxyGate(Gate[HaproxyOptions]):
         state = haproxy.states(server).get(server)
         if state is None:
             raise haproxy.unknown(server)
+        found, before = _read_lease(path), _name_of(state)
+        if found is not None and before == found.by:
+            by, before = found.by, found.before
+        else:
+            by = self._closing_state(haproxy, server)
         lease = _Lease(
             host=call.host,
             service=call.service,
@@ -93,13 +104,11 @@ class HaproxyGate(Gate[HaproxyOptions]):
             until=call.until,
             socket=haproxy.address,
             server=server,
-            before=_name_of(state),
+            before=before,
+            by=by,
         )
-        found = _read_lease(path)
-        if found is not None and state & _CLOSED:
-            lease = msgspec.structs.replace(lease, before=found.before)
         _write_lease(path, lease)
-        haproxy.set_state(server, "drain")
+        haproxy.set_state(server, by)
 
     def open(self, call: InstanceCall) -> None:
         """Give the server back in the state it was found in; one that we have not closed is left alone."""
@@ -110,12 +119,19 @@ class HaproxyGate(Gate[HaproxyOptions]):
 
     def closed(self, call: HostCall) -> tuple[ClosedGate, ...]:
         """The leases on file whose servers HAProxy really keeps closed."""
-        mine = [(path, lease) for path, lease in self._leases() if (lease.host, lease.service) == (call.host, call.service)]
+        paths = [path for path in self._paths() if path.name.startswith(f"{call.host}:{call.service}:")]
+        mine = [(path, lease) for path in paths if (lease := _read_lease(path)) is not None]
         return tuple(lease.gate for lease in _really_closed(mine, call.timeout))
 
     def closed_everywhere(self) -> tuple[ClosedGate, ...]:
-        """The same of every service, by the leases in this directory."""
-        return tuple(lease.gate for lease in _really_closed(self._leases(), _TIMEOUT))
+        """The same of every service, by the leases in this directory; where HAProxy does not answer, what a lease says counts."""
+        found: list[_Lease] = []
+        for path, lease in self._leases():
+            try:
+                found += _really_closed([(path, lease)], TIMEOUT)
+            except DeploydError:
+                found.append(lease)
+        return tuple(lease.gate for lease in found)
 
     def clear(
         self, service: str | None = None, instance: str | None = None, *, expired_only: bool = False
@@ -123,20 +139,20 @@ class HaproxyGate(Gate[HaproxyOptions]):
         """Give back what is closed; a HAProxy that does not answer keeps none of the others from being opened.
 
         Raises:
-            Unavailable: One of them does not answer; the rest is open.
+            DeploydError: One of them does not answer; the rest is open.
         """
         import time
 
         opened: list[ClosedGate] = []
-        problem: Unavailable | None = None
+        problem: DeploydError | None = None
         for path, lease in self._leases():
             meant = service in (None, lease.service) and instance in (None, lease.instance)
             if not meant or (expired_only and lease.until > time.time()):
                 continue
             try:
-                opened += [lease.gate] if _really_closed([(path, lease)], _TIMEOUT) else []
-                _give_back(path, lease, _TIMEOUT)
-            except Unavailable as error:
+                opened += [lease.gate] if _really_closed([(path, lease)], TIMEOUT) else []
+                _give_back(path, lease, TIMEOUT)
+            except DeploydError as error:
                 problem = error
         if problem is not None:
             raise problem
@@ -153,22 +169,44 @@ class HaproxyGate(Gate[HaproxyOptions]):
         )
 
     def connections(self, call: InstanceCall) -> Connections:
-        """What HAProxy counts: requests under way, and new ones in the last second. What it pools is its own business."""
+        """What HAProxy counts: requests under way, and new ones in the last second. What it pools is its own business.
+
+        Once reloaded, it says nothing of the requests that its old process has under way: those the kernel knows.
+        """
         stat = self._haproxy(call).stat(self._server(call))
         busy = int(stat["scur"] or 0) + int(stat["qcur"] or 0)
         # Neither on its way up or down by its health checks, nor in its slowstart.
         in_rotation = stat["status"] in ("UP", "no check") and not stat["throttle"]
-        return Connections(busy=busy, recent=max(busy, int(stat["rate"] or 0)), in_rotation=in_rotation)
+        return Connections(
+            busy=max(busy, _in_kernel(call.instance.port)), recent=max(busy, int(stat["rate"] or 0)), in_rotation=in_rotation
+        )
+
+    def _closing_state(self, haproxy: Runtime, server: str) -> str:
+        if self.options.state != "auto":
+            return self.options.state
+        return "maint" if haproxy.has_sticking_clients(server) else "drain"
 
     def _path(self, call: InstanceCall) -> Path:
         return Path(self.options.leases) / f"{call.host}:{call.service}:{call.instance.name}.json"
 
-    def _leases(self) -> list[tuple[Path, _Lease]]:
-        found = [(path, _read_lease(path)) for path in sorted(Path(self.options.leases).glob("*.json"))]
-        return [(path, lease) for path, lease in found if lease is not None]
+    def _paths(self) -> list[Path]:
+        return sorted(Path(self.options.leases).glob("*.json"))
 
-    def _haproxy(self, call: InstanceCall) -> _Haproxy:
-        return _Haproxy(call.expand(self.options.socket), call.timeout)
+    def _leases(self) -> Iterator[tuple[Path, _Lease]]:
+        """Those of every service; a broken file is told to the log, and keeps none of the others from being opened."""
+        import logging
+
+        for path in self._paths():
+            try:
+                lease = _read_lease(path)
+            except ConfigError as error:
+                logging.getLogger(__name__).warning(str(error))
+            else:
+                if lease is not None:
+                    yield path, lease
+
+    def _haproxy(self, call: InstanceCall) -> Runtime:
+        return Runtime(call.expand(self.options.socket), call.timeout)
 
     def _server(self, call: InstanceCall) -> str:
         server = call.expand(self.options.server)
@@ -191,6 +229,8 @@ class _Lease(msgspec.Struct, frozen=True, kw_only=True):
     server: str
     before: str
     """The state to give the server back in: ready, drain or maint."""
+    by: str = "drain"
+    """The state that closes it."""
 
     @property
     def gate(self) -> ClosedGate:
@@ -209,9 +249,9 @@ def _really_closed(leases: list[tuple[Path, _Lease]], timeout: float) -> list[_L
     found = []
     states: dict[str, dict[str, int]] = {}
     for path, lease in leases:
-        where = f"{lease.socket} {_backend(lease.server)}"
+        where = f"{lease.socket} {backend_of(lease.server)}"
         if where not in states:
-            states[where] = _Haproxy(lease.socket, timeout).states(lease.server)
+            states[where] = Runtime(lease.socket, timeout).states(lease.server)
         if states[where].get(lease.server, 0) & _CLOSED:
             found.append(lease)
         elif lease.until < time.time():
@@ -222,8 +262,10 @@ def _really_closed(leases: list[tuple[Path, _Lease]], timeout: float) -> list[_L
 
 def _give_back(path: Path, lease: _Lease, timeout: float) -> None:
     """Give a server back in the state it was found in, then forget the lease; one that is gone needs no opening."""
-    haproxy = _Haproxy(lease.socket, timeout)
-    if lease.server in haproxy.states(lease.server):
+    haproxy = Runtime(lease.socket, timeout)
+    state = haproxy.states(lease.server).get(lease.server)
+    # Another state than ours is what a person has put it into since: it stays.
+    if state is not None and _name_of(state) in (lease.by, "ready"):
         haproxy.set_state(lease.server, lease.before)
     path.unlink(missing_ok=True)
 
@@ -255,119 +297,14 @@ def _write_lease(path: Path, lease: _Lease) -> None:
         raise Unavailable(f"cannot write {path}: {error.strerror}") from error
 
 
-class _Haproxy:
-    """The runtime API. It has no error codes: a command that was carried out is answered by nothing, any other by words."""
+def _in_kernel(port: int | None) -> int:
+    """Requests under way on a port of this host, as far as can be told."""
+    from deployd_plugins.gates import sockets
 
-    def __init__(self, address: str, timeout: float) -> None:
-        self.address = address
-        self._timeout = min(_TIMEOUT, timeout)
-
-    def states(self, server: str) -> dict[str, int]:
-        """The bits of srv_admin_state of the server and of all in its backend; empty when there is no such backend.
-
-        The status of `show stat` would not do: a server that is drained and down is DOWN there.
-        """
-        answer = self._ask(f"show servers state {_backend(server)}")
-        if answer.startswith("Can't find"):
-            return {}
-        version, _, table = answer.partition("\n")
-        if version.strip() != "1" or not table.startswith("# "):
-            raise self._strange(answer)
-        heading, *rows = table[2:].splitlines()
-        servers = [dict(zip(heading.split(), row.split(), strict=False)) for row in rows]
-        return {f"{row['be_name']}/{row['srv_name']}": int(row["srv_admin_state"]) for row in servers if "srv_admin_state" in row}
-
-    def stat(self, server: str) -> dict[str, str]:
-        """The row of a server in `show stat`.
-
-        Raises:
-            ConfigError: There is no such server.
-        """
-        import csv
-
-        answer = self._ask(f"show stat {_backend(server)} 4 -1")
-        if answer.startswith("No such"):
-            raise self.unknown(server)
-        if not answer.startswith("# "):
-            raise self._strange(answer)
-        for row in csv.DictReader(answer[2:].splitlines()):
-            if f"{row['pxname']}/{row['svname']}" == server:
-                return row
-        raise self.unknown(server)
-
-    def set_state(self, server: str, state: str) -> None:
-        """Have a server be ``ready``, ``drain`` or ``maint``."""
-        answer = self._ask(f"set server {server} state {state}")
-        if answer.startswith("No such"):
-            raise self.unknown(server)
-        if answer.startswith("Permission denied"):
-            raise self._powerless()
-        if answer:
-            raise self._strange(answer)
-
-    def check_level(self) -> str:
-        """The version of HAProxy.
-
-        Raises:
-            ConfigError: This socket may not change anything.
-        """
-        if "admin" not in self._ask("show cli level"):
-            raise self._powerless()
-        info = dict(line.split(": ", 1) for line in self._ask("show info").splitlines() if ": " in line)
-        if "Version" not in info:
-            raise self._strange(str(info))
-        return info["Version"]
-
-    def unknown(self, server: str) -> ConfigError:
-        """The error for a server that is not there."""
-        return ConfigError(
-            f"HAProxy at {self.address} has no server {server}", hint="compare `server` of the gate with `show servers state`"
-        )
-
-    def _powerless(self) -> ConfigError:
-        return ConfigError(f"HAProxy's socket {self.address} may only look", hint="add `level admin` to its `stats socket`")
-
-    def _strange(self, answer: str) -> Unavailable:
-        return Unavailable(f"{self.address} does not answer as HAProxy does: {answer[:200]!r}")
-
-    def _ask(self, command: str) -> str:
-        """One command on a connection of its own, which HAProxy closes after its answer."""
-        try:
-            with self._connect() as connection:
-                connection.sendall(f"{command}\n".encode())
-                answer = b"".join(iter(lambda: connection.recv(65536), b""))
-        except PermissionError as error:
-            raise ConfigError(
-                f"HAProxy's socket {self.address} may not be used: {error.strerror}",
-                hint="run the agent as root, or give it user and mode",
-            ) from error
-        except TimeoutError as error:
-            raise Unavailable(f"HAProxy at {self.address} did not answer in {self._timeout:g} s") from error
-        except (OSError, ValueError) as error:
-            raise Unavailable(
-                f"HAProxy at {self.address} does not answer: {getattr(error, 'strerror', None) or error}",
-                hint="is HAProxy running, with `stats socket … level admin` in its `global`?",
-            ) from error
-        return answer.decode(errors="replace").strip()
-
-    def _connect(self) -> socket.socket:
-        import socket
-
-        if not self.address.startswith("/"):
-            host, _, port = self.address.rpartition(":")
-            return socket.create_connection((host.strip("[]"), int(port)), timeout=self._timeout)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(self._timeout)
-            connection.connect(self.address)
-        except OSError:
-            connection.close()
-            raise
-        return connection
-
-
-def _backend(server: str) -> str:
-    return server.partition("/")[0]
+    try:
+        return sockets.under_way(port) if port is not None else 0
+    except DeploydError:
+        return 0
 
 
 def _name_of(state: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from deployd_core.api import ClosedGate, DeploydError, GateCall, HostCall, InstanceCall, Unavailable, hookimpl
 from deployd_plugins.gates import leases
-from deployd_plugins.gates.firewall import FirewallGate, FirewallOptions, port_of
+from deployd_plugins.gates.firewall import IPV4, FirewallGate, FirewallOptions, port_of
 
 TABLE = "inet deployd"
 
@@ -19,13 +19,15 @@ _KEYS = {
     "address4": ("ipv4_addr . inet_service", "ip daddr . tcp dport"),
     "address6": ("ipv6_addr . inet_service", "ip6 daddr . tcp dport"),
     "source": ("ipv4_addr . inet_service", "ip saddr . tcp dport"),
+    "source_address4": ("ipv4_addr . ipv4_addr . inet_service", "ip saddr . ip daddr . tcp dport"),
     "mark": ("mark . inet_service", "meta mark . tcp dport"),
+    "mark_address4": ("mark . ipv4_addr . inet_service", "meta mark . ip daddr . tcp dport"),
+    "mark_address6": ("mark . ipv6_addr . inet_service", "meta mark . ip6 daddr . tcp dport"),
 }
 """What a set holds, and what of a packet is looked up in it."""
 _VERDICTS = {"pass": "return", "reject": "reject with tcp reset", "hold": "drop"}
 _SETS = (
-    "pass_source",
-    "pass_mark",
+    *(f"pass_{key}" for key in ("source", "source_address4", "mark", "mark_address4", "mark_address6")),
     *(f"{verdict}_{key}" for verdict in ("reject", "hold") for key in ("port", "address4", "address6")),
 )
 
@@ -115,13 +117,19 @@ class NftablesGate(FirewallGate[NftablesOptions]):
         port, address, verdict = port_of(call), self._address(call), "hold" if call.hold else "reject"
         lease = leases.parse(leases.comment_for(call, _LONGEST_COMMENT))
         assert lease is not None
-        yield _Element("pass_source", f"{self.options.bypass_source} . {port}", lease)
-        yield _Element("pass_mark", f"{self.options.mark:#010x} . {port}", lease)
+        source, mark = self.options.bypass_source, f"{self.options.mark:#010x}"
+        if address:
+            # Another service may listen on that port of another address: what passes must not go when its gate opens.
+            [family] = self._families(address)
+            if family == IPV4:
+                yield _Element("pass_source_address4", f"{source} . {address} . {port}", lease)
+            yield _Element(f"pass_mark_address{family}", f"{mark} . {address} . {port}", lease)
+            yield _Element(f"{verdict}_address{family}", f"{address} . {port}", lease)
+            return
+        yield _Element("pass_source", f"{source} . {port}", lease)
+        yield _Element("pass_mark", f"{mark} . {port}", lease)
         for family in self._families(address):
-            if address:
-                yield _Element(f"{verdict}_address{family}", f"{address} . {port}", lease)
-            else:
-                yield _Element(f"{verdict}_port", f"ipv{family} . {port}", lease)
+            yield _Element(f"{verdict}_port", f"ipv{family} . {port}", lease)
 
 
 def usable() -> str:
@@ -187,7 +195,7 @@ def _elements_of(found: dict[str, Any]) -> Iterator[_Element]:
         lease = leases.parse(element.get("comment", "")) if element else None
         if element and lease is not None:
             key = element["val"]["concat"] if isinstance(element["val"], dict) else [element["val"]]
-            if found["name"] == "pass_mark":
+            if found["name"].startswith("pass_mark"):
                 key[0] = f"{int(key[0]):#010x}"
             yield _Element(found["name"], " . ".join(map(str, key)), lease)
 

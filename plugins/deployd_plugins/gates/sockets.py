@@ -83,6 +83,12 @@ class Connection(NamedTuple):
             return False
         return acknowledged < received or received >= _UNSURE * idle_after
 
+    @property
+    def under_way(self) -> bool:
+        """Whether it is certain that a request is: it is newer than the last answer, or something has not been read yet."""
+        unanswered = self.bytes_received > 0 and (not self.answers or self.sent > self.received)
+        return self.state == _ESTABLISHED and (unanswered or self.queued > 0)
+
 
 class Query(NamedTuple):
     """Whose connections are meant."""
@@ -134,6 +140,16 @@ def close_idle(query: Query) -> int | None:
                 return None
             raise _refusal(error) from error
     return closed
+
+
+def under_way(port: int) -> int:
+    """On how many connections to a port a request is under way for certain, whoever sent it.
+
+    Raises:
+        ConfigError: The kernel cannot be asked.
+        Unavailable: It did not answer.
+    """
+    return sum(connection.under_way for family in _families() for connection in _dump(family, (_ESTABLISHED,), source=port))
 
 
 def listens(port: int) -> bool:

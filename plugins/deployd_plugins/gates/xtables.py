@@ -25,6 +25,8 @@ PROGRAMS = {IPV4: "iptables", IPV6: "ip6tables"}
 _JUMPS = {"filter": ("INPUT",), "nat": ("PREROUTING", "OUTPUT")}
 _PORTS_GIVEN = 2
 _SYN = ("FIN,SYN,RST,ACK", "SYN")
+_DATE_STOP = 32 + 4
+"""Where in a match of `time` its last second stands: behind its header and the first second."""
 
 Chosen = Callable[[ClosedGate], bool]
 
@@ -79,7 +81,8 @@ class Rule(NamedTuple):
         if self.address:
             rule.dst = self.address
         rule.create_match("mark").mark = f"!{self.mark:#x}"
-        rule.create_match("time").datestop = self.last_second
+        # Not by its option, which libxtables reads after it has put this whole process into UTC, for good.
+        struct.pack_into("=I", rule.create_match("time").match_buf, _DATE_STOP, self.until - 1)
         rule.create_match("comment").comment = self.comment
         if self.mode == "redirect":
             return _redirected(rule, self.family, self.unused_port)

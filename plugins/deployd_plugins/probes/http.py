@@ -95,7 +95,10 @@ class HttpProbe(Probe[HttpOptions]):
         import ssl
         from urllib.parse import urlsplit
 
-        url = call.expand(self.options.url)
+        url = self.options.url
+        if ":" in call.address:
+            url = url.replace("://{address}", "://[{address}]")  # how a URL holds an IPv6 address
+        url = call.expand(url)
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{url!r} is no http or https URL")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from deployd_core.api import ConfigError, StepCall, StepFailed
 from deployd_plugins.commands import as_user, run
 
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 _GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL for a command that is out of time."""
 
@@ -39,7 +41,8 @@ class Runner:
         import shlex
 
         where = f"step {self._step} of build {self._call.release.build.id}"
-        command = shlex.join(argv)
+        # Who reads the log or the report need not know the passwords of the URLs in it.
+        command = _CREDENTIALS.sub("****@", shlex.join(argv))
         with self._call.log.open("a", encoding="utf-8") as log:
             log.write(f"$ {command}\n")
         try:
