@@ -21,7 +21,7 @@ from deployd_core.testing.supervisor import Program, Supervisord
 from deployd_plugins.managers.supervisor import SupervisorManager, SupervisorOptions
 
 _DEAF_AT_FIRST = (
-    "import signal,time;signal.signal(15,signal.SIG_IGN);time.sleep(0.4);signal.signal(15,signal.SIG_DFL);time.sleep(60)"
+    "import signal as s,time;s.signal(15,s.SIG_IGN);s.signal(3,s.SIG_IGN);time.sleep(0.4);s.signal({0},s.SIG_DFL);time.sleep(60)"
 )
 
 
@@ -39,8 +39,16 @@ def supervisord(service: SampleService, tmp_path: Path) -> Iterator[Supervisord]
     missing = Program(command=["/nonexistent/server"], directory=service.current)
     lost = Program(command=["sleep", "60"], directory=tmp_path / "no-such-directory", startretries=0)
     dying = Program(command=service.command(1, "die"), directory=service.current, startretries=5)
-    deaf = Program(command=[sys.executable, "-S", "-c", _DEAF_AT_FIRST], directory=service.current, stopwaitsecs=60)
-    programs = {"web": sleep, "missing": missing, "lost": lost, "dying": dying, "deaf": deaf}
+    deaf, quits = (
+        Program(
+            command=[sys.executable, "-S", "-c", _DEAF_AT_FIRST.format(number)],
+            directory=service.current,
+            stopwaitsecs=60,
+            stopsignal=name,
+        )
+        for name, number in (("TERM", 15), ("QUIT", 3))
+    )
+    programs = {"web": sleep, "missing": missing, "lost": lost, "dying": dying, "deaf": deaf, "quits": quits}
     with Supervisord(tmp_path / "run", programs) as supervisord:
         yield supervisord
 
@@ -89,18 +97,22 @@ def test_program_that_is_tried_again_counts_as_starting(supervisord: Supervisord
     assert manager(supervisord).state(service.call("dying")).state is State.STOPPED
 
 
+@pytest.mark.parametrize("program", ["deaf", "quits"])
 def test_a_process_that_lost_the_signal_to_stop_gets_it_again(
-    supervisord: Supervisord, service: SampleService, tmp_path: Path
+    program: str, supervisord: Supervisord, service: SampleService, tmp_path: Path
 ) -> None:
-    """A child that has yet to become the program is deaf: it is told once more, and no restart waits for stopwaitsecs."""
-    manager(supervisord).start(service.call("deaf"))
-    first = manager(supervisord).state(service.call("deaf")).pid
+    """A child that has yet to become the program is deaf: it is told once more, and no restart waits for stopwaitsecs.
+
+    It is told by the signal that its program ends of: the other one means something else to it.
+    """
+    manager(supervisord).start(service.call(program))
+    first = manager(supervisord).state(service.call(program)).pid
     while not int(re.findall(r"SigIgn:\s(\w+)", Path(f"/proc/{first}/status").read_text())[0], 16) & 1 << signal.SIGTERM - 1:
         time.sleep(0.001)
 
-    manager(supervisord).restart(service.call("deaf", timeout=10.0))
+    manager(supervisord).restart(service.call(program, timeout=10.0))
 
-    assert first not in (None, manager(supervisord).state(service.call("deaf")).pid)
+    assert first not in (None, manager(supervisord).state(service.call(program)).pid)
     assert "SIGKILL" not in (tmp_path / "run" / "supervisord.log").read_text()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 
@@ -38,6 +38,7 @@ _STATES = {
 _DOWN = ("STOPPED", "EXITED", "FATAL", "UNKNOWN")
 
 # The fault codes of supervisor's XML-RPC interface that mean something of their own here.
+_UNKNOWN_METHOD = 1
 _SHUTDOWN_STATE = 6
 _BAD_NAME = 10
 _ALREADY_STARTED = 60
@@ -156,7 +157,7 @@ class _Program:
         while (info := self.info())["statename"] not in _DOWN:
             if time.monotonic() >= again_at:
                 # A child that has yet to become the program, as in a crash loop, loses the signal and lives until stopwaitsecs.
-                self.ask("signalProcess", "TERM", ignore=_NOT_RUNNING)
+                self.ask("signalProcess", self._stop_signal(), ignore=_NOT_RUNNING)
                 again_at = float("inf")
             if self._left() == 0:
                 raise RestartFailed(
@@ -165,8 +166,20 @@ class _Program:
                 )
             self._wait_for_end(info["pid"])
 
+    def _stop_signal(self) -> str:
+        """The number of the signal that ends the program: for some, TERM means something else."""
+        configs = cast("list[dict[str, Any]] | None", self._call("getAllConfigInfo", ignore=_UNKNOWN_METHOD))
+        for config in configs or ():
+            group, name = config["group"], config["name"]
+            if self._name in (f"{group}:{name}", name if group == name else None):
+                return str(config["stopsignal"])
+        return "TERM"
+
     def ask(self, method: str, *arguments: object, ignore: int | None = None) -> object:
         """Call a method of supervisord about this program; a fault `ignore` counts as done."""
+        return self._call(method, self._name, *arguments, ignore=ignore)
+
+    def _call(self, method: str, *arguments: object, ignore: int | None = None) -> object:
         import http.client
         import xml.parsers.expat
         import xmlrpc.client
@@ -174,7 +187,7 @@ class _Program:
         url = self._options.url
         try:
             with xmlrpc.client.ServerProxy("http://supervisor/RPC2", transport=self._transport()) as server:
-                return getattr(server.supervisor, method)(self._name, *arguments)
+                return getattr(server.supervisor, method)(*arguments)
         except xmlrpc.client.Fault as fault:
             if fault.faultCode == ignore:
                 return None
