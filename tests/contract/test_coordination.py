@@ -977,6 +977,21 @@ def test_room_for_several_is_filled_at_once(world: World) -> None:
     assert ["h4", "h5", "h6"] == holders(world)
 
 
+def test_a_waiter_that_sleeps_through_its_change_stops_nobody(world: World) -> None:
+    """A host whose role was changed while it waits, and that does not say so, gets no permit by another and is in nobody's way."""
+    two = FleetLimit(hosts=Share(2))
+    hosts = waiting(world, "h1 h2 h3 h4 h5", two)
+    world.set_role("h4", Role.CANARY)
+    for name in ("h1", "h2"):
+        give_back(hosts[name])
+
+    eventually(lambda: not world.permits())
+    answer = take_until_known(hosts["h3"], two)
+
+    assert None is code_of(answer)
+    assert ["h3"] == holders(world)
+
+
 @pytest.mark.zookeeper
 def test_the_head_admits_those_behind_it(zookeeper: str) -> None:
     """On ZooKeeper one transaction admits as many as there is room for, and they are woken and need not ask."""
