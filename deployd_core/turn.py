@@ -7,14 +7,17 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
+from deployd_core.acts import LeaveQueue
 from deployd_core.clock import Clock, until
-from deployd_core.coordination import Denial, Denied, Permit, Snapshot
+from deployd_core.coordination import Coordination, Denial, Denied, Link, Permit, Snapshot
 from deployd_core.model import Veto
 from deployd_core.setbacks import Setbacks
+from deployd_core.tasks import Tasks
 
 ASK_AGAIN = 60.0
 """Seconds after which a host asks for a permit again without being told that anything has changed: a net under missed watches."""
 _SOON = 0.01
+_LEAVE_WITHIN = 60.0
 _LOOK_ROUND = 0.005
 """Seconds for each host of a service in which one of them looks whether all have finished."""
 
@@ -61,6 +64,14 @@ class Turn:
         ends_in = ASK_AGAIN if answer.until is None else until(answer.until, self._clock.time())
         self._setbacks.refused(_ASKING, answer.reason, now, retry_after=min(ASK_AGAIN, max(ends_in, _SOON)))
         return False
+
+    def stand_aside(self, snapshot: Snapshot, coordination: Coordination, tasks: Tasks, epoch: int) -> None:
+        """Leave the queue: a host that cannot begin must not be waited for, nor be granted a permit by whoever is the first."""
+        key = LeaveQueue().key
+        setback = self._setbacks.by_key.get(key)
+        ready = key not in tasks.busy and (setback is None or setback.retry_at <= self._clock.monotonic())
+        if snapshot.queued and ready and coordination.link is Link.CONNECTED:
+            tasks.start(key, lambda: coordination.leave_queue(snapshot.service), timeout=_LEAVE_WITHIN, epoch=epoch)
 
     def alarm(self, snapshot: Snapshot, answer: object = None) -> Mapping[str, object] | None:
         """What is to be said of permits that are held for too long; None when there is nothing new to say."""

@@ -89,6 +89,10 @@ class Host:
     def status(self) -> Any:
         return self.ensemble.statuses("web").get("h1")
 
+    @property
+    def queued(self) -> bool:
+        return self.ensemble.read("web", "h1", "z").queued
+
     def wait(self, condition: Callable[[Any], bool]) -> None:
         deadline = time.monotonic() + 20
         while not ((status := self.status()) is not None and condition(status)):
@@ -225,3 +229,22 @@ def test_the_queue_is_left_once(host: Host) -> None:
     host.wait(lambda status: (status.wanted, status.step) == ("no-such", "fetching") and "no-such" in status.last_error)
 
     assert ["web"] == left
+
+
+def test_a_host_that_cannot_begin_any_more_leaves_the_queue(host: Host) -> None:
+    """A spec that this host cannot carry out has it make room for the others; once it can, it stands in the queue again."""
+    concurrency = {"strategy": "concurrency", "options": {"limit": 1}}
+    host.apply(restart=concurrency)
+    other = host.ensemble.coordination("h2")
+    other.join("web", "z")
+    other.snapshot("web")
+    host.enable("v1")
+    assert isinstance(other.take_permit(other.snapshot("web"), FleetLimit(hosts=Share(1))), Permit)
+    host.start()
+    host.wait(lambda status: status.step == "waiting" and host.queued)
+
+    host.apply(restart=concurrency, steps=[{"use": "no-such"}])
+    host.wait(lambda status: status.step == "blocked" and not host.queued)
+
+    host.apply(restart=concurrency)
+    host.wait(lambda status: status.step == "waiting" and host.queued)
