@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
-from deployd_core.advancing import begun
+from deployd_core.advancing import begun, canaries_rejoin, waits_for_canaries
 from deployd_core.coordination import Enabled, Excuse, HistoryEntry, Rollout, Verb, is_well
 from deployd_core.errors import Conflict
 from deployd_core.model import Role
+from deployd_core.spec import RolloutTable
 from deployd_core.zookeeper import layout
 from deployd_core.zookeeper.layout import ServicePaths
 from deployd_core.zookeeper.members import host_is_missing, read_members
@@ -104,10 +105,12 @@ def write_enabled(session: Session, service: str, entry: HistoryEntry, *, expect
             ensure_scaffold(session, service)
             continue
         record = assemble(session, service, nodes)
-        joins = _joins_the_fleet(record, entry)
+        policy = record.spec.rollout if record.spec else RolloutTable()
+        joins = record.canary is not None and canaries_rejoin(policy, entry)
         require_same(record, expect)
         now = replace(record.now, canary="") if joins else record.now
-        rollout = begun(record.rollout, entry, now, needs_promotion=_needs_promotion(session, record, entry))
+        waits = waits_for_canaries(policy, record.rollout, entry) and _has_canaries(session, service)
+        rollout = begun(record.rollout, entry, now, needs_promotion=waits)
         transaction = session.transaction().check(paths.spec, spec.stat.version)
         transaction.set(target, data, node.stat.version).set(paths.rollout, layout.encode(rollout), gate.stat.version)
         if joins:
@@ -148,17 +151,8 @@ def _by(whom: str) -> str:
     return f" by {whom}" if whom else ""
 
 
-def _joins_the_fleet(record: ServiceRecord, entry: HistoryEntry) -> bool:
-    """Whether the canary hosts follow the fleet again: when it gets their build, and to go first with the next one."""
-    first = record.spec is not None and record.spec.rollout.canary_first
-    return record.canary is not None and entry.role is Role.FLEET and (first or entry.verb is Verb.PROMOTE)
-
-
-def _needs_promotion(session: Session, record: ServiceRecord, entry: HistoryEntry) -> bool:
-    """Whether the fleet has to wait for the canary hosts."""
-    if record.spec is None or not record.spec.rollout.canary_first or entry.verb is not Verb.ENABLE:
-        return False
-    return any(member.role is Role.CANARY for member in read_members(session, record.service).values())
+def _has_canaries(session: Session, service: str) -> bool:
+    return any(member.role is Role.CANARY for member in read_members(session, service).values())
 
 
 def change_rollout(
