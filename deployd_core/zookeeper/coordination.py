@@ -79,6 +79,8 @@ class ZooKeeperCoordination:
         try:
             announce(self._session, info)
             self._duplicate, self.announced = "", True
+            if before:
+                self._back()
         except Conflict as error:
             self._duplicate = str(error)
             raise
@@ -92,9 +94,9 @@ class ZooKeeperCoordination:
 
     def snapshot(self, service: str, *, afresh: bool = False) -> Snapshot:
         """Read what changed of a service (or, `afresh`, all of it), and watch it; a later change wakes the engine once."""
-        snapshot = self._service(service).snapshot(afresh=afresh)
+        snapshot = self._service(service).snapshot(afresh=afresh, register=not self._duplicate)
         if self._duplicate:
-            # The permit that lies there under our name may be the other's: do nothing at all.
+            # The place and the permit that lie there under our name may be the other's: do nothing at all.
             return replace(snapshot, permit=None, problem=self._duplicate)
         return snapshot
 
@@ -120,8 +122,9 @@ class ZooKeeperCoordination:
         self._service(snapshot.service).fail(snapshot, reason, self._clock())
 
     def report(self, service: str, status: HostStatus) -> None:
-        """Write this host's report, and whether it is down."""
-        self._service(service).report(status)
+        """Write this host's report, and whether it is down; another agent of its name reports for itself."""
+        if not self._duplicate:
+            self._service(service).report(status)
 
     def advance(self, snapshot: Snapshot, may_promote: Callable[[str], str]) -> float | None:
         """Take the rollout further when it is time."""
@@ -136,10 +139,7 @@ class ZooKeeperCoordination:
     def _on_link(self, link: Link) -> None:
         if link is Link.LOST:
             self.announced = False
-            with self._lock:
-                known = list(self._services.values())
-            for service in known:
-                service.back()
+            self._back()
         if link is Link.CONNECTED and self._info is not None:
             try:
                 self.announce(self._info)
@@ -148,6 +148,12 @@ class ZooKeeperCoordination:
             except Unavailable:
                 pass  # gone again: the next CONNECTED comes back here
         self._wake_all()
+
+    def _back(self) -> None:
+        with self._lock:
+            known = list(self._services.values())
+        for service in known:
+            service.back()
 
     def _wake_all(self) -> None:
         with self._lock:
@@ -187,13 +193,13 @@ class _Service:
         self._is_back = True
         self._readings = -1
 
-    def snapshot(self, *, afresh: bool) -> Snapshot:
+    def snapshot(self, *, afresh: bool, register: bool) -> Snapshot:
         self._woken.clear()  # before reading: a change during it wakes again
         if afresh:
             self._cache.forget()
         readings, last = self._cache.readings, self._last
         if last is None or self._cache.stale or readings != self._readings:
-            self._last = last = self._read()
+            self._last = last = self._read(register=register)
             # As it was before: what somebody else reads meanwhile, when he asks for a permit, is looked at once more.
             self._readings = readings
         if last.permit is not None:
@@ -238,12 +244,12 @@ class _Service:
             self._woken.set()
             self._wake(self._name)
 
-    def _read(self) -> Snapshot:
+    def _read(self, *, register: bool) -> Snapshot:
         paths, problems = self._paths, Problems(self._session)
         own, permit = paths.host(self._host), paths.permit(self._host)
         watched = (paths.spec, paths.enabled, paths.canary, layout.FREEZE, own, permit)
         nodes = self._cache.read(watched)
-        if nodes[paths.spec] is not None and self._register(nodes[own]):
+        if register and nodes[paths.spec] is not None and self._register(nodes[own]):
             nodes = self._cache.read(watched)
         spec = problems.read(layout.decode_spec, paths.spec, nodes[paths.spec], None)
         if nodes[paths.spec] is None:

@@ -107,6 +107,31 @@ def status_of(host: ZooKeeperCoordination, *, step: str = "converged", down: boo
     )
 
 
+def test_a_second_agent_of_a_name_writes_nothing_under_it(site: Site) -> None:
+    """Two agents that call themselves h1, in two zones, do not move the host to and fro, and what the first one reports stays."""
+    site.apply()
+    site.enable("v1")
+    first = site.host("h1")
+    first.report("web", status_of(first, step="degraded", down=True))
+    second = ZooKeeperCoordination(site.stack.enter_context(Session(site.server, site.chroot)), "h1", bool)
+    info = AgentInfo(host="h1", instance="another machine")
+    with pytest.raises(Conflict, match="another agent calls itself 'h1'"):
+        second.announce(info)
+    second.join("web", "z2")
+
+    assert "another agent" in second.snapshot("web").problem
+    second.report("web", status_of(second, step="blocked"))
+
+    (entry,) = rollouts.statuses(site.people, "web")
+    assert ("z1", True, "degraded") == (entry.zone, entry.down, entry.status and entry.status.step)
+    site.sessions["h1"].close()
+    second.announce(info)
+    assert "z2" == second.snapshot("web").membership.zone
+    second.report("web", status_of(second))
+    (entry,) = rollouts.statuses(site.people, "web")
+    assert ("z2", False, "converged") == (entry.zone, entry.down, entry.status and entry.status.step)
+
+
 @pytest.fixture
 def baked(site: Site) -> tuple[Site, ZooKeeperCoordination, ZooKeeperCoordination]:
     """v2 has baked on the canary h1 for long enough to be promoted by itself; the fleet, h2, serves v1."""
