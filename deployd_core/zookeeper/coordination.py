@@ -24,7 +24,7 @@ from deployd_core.zookeeper.members import register
 from deployd_core.zookeeper.permits import Asking, Desk
 from deployd_core.zookeeper.progress import advance
 from deployd_core.zookeeper.services import Problems
-from deployd_core.zookeeper.session import Node, Session
+from deployd_core.zookeeper.session import Node, Session, WatchEvent
 from deployd_core.zookeeper.status import announce, write_status
 
 _log = logging.getLogger(__name__)
@@ -58,14 +58,23 @@ class ZooKeeperCoordination:
         self._services: dict[str, _Service] = {}
         self._info: AgentInfo | None = None
         self._duplicate = ""
-        self.announced = False
-        """ZooKeeper knows that this agent is alive."""
+        self._announced_in = 0
+        """The session in which it was said that this agent is alive; 0 is none."""
+        self._removed = threading.Event()
+        """Somebody has touched what was said."""
+        self._on_removed = self._touched  # one object, so that arming it twice is arming it once
         session.listen(self._on_link)
 
     @property
     def link(self) -> Link:
         """The state of the connection now."""
         return self._session.link
+
+    @property
+    def announced(self) -> bool:
+        """Whether ZooKeeper knows that this agent is alive. When it does not, that must be said again."""
+        said = self._announced_in != 0 and self._announced_in == self._session.session_id
+        return said and not self._removed.is_set() and not self._duplicate
 
     def announce(self, info: AgentInfo) -> None:
         """Say that this agent is alive, now and after each lost session.
@@ -75,10 +84,13 @@ class ZooKeeperCoordination:
             Unavailable: ZooKeeper does not answer; it is said as soon as it does.
         """
         self._info = info
-        before, self.announced = self._duplicate, False
+        before, session_id = self._duplicate, self._session.session_id
         try:
-            announce(self._session, info)
-            self._duplicate, self.announced = "", True
+            announce(self._session, info, again=self._announced_in == session_id)
+            self._duplicate, self._announced_in = "", session_id
+            self._removed.clear()
+            if self._session.stat(layout.agent(info.host), self._on_removed) is None:
+                self._removed.set()
             if before:
                 self._back()
         except Conflict as error:
@@ -138,7 +150,6 @@ class ZooKeeperCoordination:
 
     def _on_link(self, link: Link) -> None:
         if link is Link.LOST:
-            self.announced = False
             self._back()
         if link is Link.CONNECTED and self._info is not None:
             try:
@@ -148,6 +159,10 @@ class ZooKeeperCoordination:
             except Unavailable:
                 pass  # gone again: the next CONNECTED comes back here
         self._wake_all()
+
+    def _touched(self, event: WatchEvent) -> None:
+        if event.path is not None:  # or else the connection broke
+            self._removed.set()
 
     def _back(self) -> None:
         with self._lock:

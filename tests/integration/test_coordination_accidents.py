@@ -132,6 +132,51 @@ def test_a_second_agent_of_a_name_writes_nothing_under_it(site: Site) -> None:
     assert ("z2", False, "converged") == (entry.zone, entry.down, entry.status and entry.status.step)
 
 
+def eventually(condition: Callable[[], bool]) -> None:
+    """Look until it is so: a watch may take its time."""
+    for _ in range(1000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("never came true")
+
+
+def test_an_agent_whose_node_was_removed_knows_it(site: Site) -> None:
+    """Whatever took the node away, be it that everything was restored from a copy, the agent has to say again that it is alive."""
+    site.apply()
+    host = site.host("h1")
+    for _ in range(2):
+        site.people.delete("/agents/h1")
+        eventually(lambda: not host.announced)
+
+        host.announce(AgentInfo(host="h1", instance="h1"))
+
+        assert host.announced
+        assert site.people.stat("/agents/h1") is not None
+
+
+def test_an_agent_gives_way_to_one_that_took_its_place(site: Site) -> None:
+    """Of two machines that are copies of each other only one acts: the first one does nothing until the second is gone."""
+    site.apply()
+    site.enable("v1")
+    first, info = site.host("h1"), AgentInfo(host="h1", instance="h1")
+    copy = site.stack.enter_context(Session(site.server, site.chroot))
+    second = ZooKeeperCoordination(copy, "h1", bool)
+    second.announce(info)
+    second.join("web", "z1")
+    eventually(lambda: not first.announced)
+
+    with pytest.raises(Conflict, match="another agent calls itself 'h1'"):
+        first.announce(info)
+
+    assert isinstance(take(second), Permit)
+    assert look(first).permit is None
+    assert second.announced
+    copy.close()
+    first.announce(info)
+    assert look(first).permit is not None
+
+
 @pytest.fixture
 def baked(site: Site) -> tuple[Site, ZooKeeperCoordination, ZooKeeperCoordination]:
     """v2 has baked on the canary h1 for long enough to be promoted by itself; the fleet, h2, serves v1."""
