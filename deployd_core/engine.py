@@ -209,7 +209,7 @@ class Engine:
         self._last_error = ""
         self._tidy = False
         self._setbacks.clear()
-        self._turn.begin(self._snapshot.hosts if self._snapshot else 1)
+        self._turn.begin(self._snapshot)
         self._waits.clear()
         self._looking.forget_orders()
 
