@@ -201,8 +201,8 @@ def about_host(session: Session, service: str, host: str, entry: HistoryEntry) -
 
     Raises:
         NotFound: No such service, or no such host in it.
-        Conflict: It is to be given up or retired, and its agent lives; it is to be excused, and is well; or it has gone on since a
-            commit that never happened.
+        Conflict: It is to be given up and its agent lives, or retired and its agent follows the service; it is to be excused, and
+            is well; or it has gone on since a commit that never happened.
     """
     paths, order = ServicePaths(service), _Order(session, service, replace(entry, host=host))
     own = (paths.host(host), paths.permit(host), paths.status(host), paths.down(host))
@@ -215,7 +215,7 @@ def about_host(session: Session, service: str, host: str, entry: HistoryEntry) -
             raise host_is_missing(session, service, host)
         transaction = session.transaction()
         if entry.verb is not Verb.RELEASE:
-            _demand_absence(transaction, service, order.entry, nodes)
+            _demand_absence(session, transaction, service, order.entry, nodes)
         removed = [path for path in _removed_by(entry.verb, paths, host) if nodes[path] is not None]
         excused = _excused(session, paths.host(host), nodes, entry)
         if not removed and excused is None:
@@ -257,25 +257,37 @@ def _written_since(before: Node | None, now: Node | None) -> bool:
     return now is not None and (before is None or before.stat.mzxid != now.stat.mzxid)
 
 
-def _demand_absence(transaction: Transaction, service: str, entry: HistoryEntry, nodes: Mapping[str, Node | None]) -> None:
+def _demand_absence(
+    session: Session, transaction: Transaction, service: str, entry: HistoryEntry, nodes: Mapping[str, Node | None]
+) -> None:
     """See that a host is as far away as an order takes it to be, and have the transaction hold only if that is still so.
 
     Raises:
-        Conflict: Its agent lives; and, if it is only to be excused, does not say that the host is down.
+        Conflict: Its agent lives; and, if it is to be retired, follows the service; or, if it is only to be excused, does not say
+            that the host is down.
     """
     agent, down = layout.agent(entry.host), ServicePaths(service).down(entry.host)
-    says_down = nodes[down]
-    if nodes[agent] is None:
+    alive, says_down = nodes[agent], nodes[down]
+    if alive is None:
         transaction.absent(agent)
+    elif entry.verb is Verb.RETIRE and not _follows(session, alive, service):
+        transaction.check(agent, alive.stat.version)
     elif entry.verb is not Verb.EXCUSE:
+        out = f", or take {service} out of its agent.toml and reload it" if entry.verb is Verb.RETIRE else ""
         raise Conflict(
             f"the agent of {entry.host} is running: it is not gone",
-            hint=f"stop it first; to take its permit alone: deployd permits release {service} {entry.host} --why TEXT",
+            hint=f"stop it first{out}; to take its permit alone: deployd permits release {service} {entry.host} --why TEXT",
         )
     elif says_down is None:
         raise is_well(entry.host)
     else:
         transaction.check(down, says_down.stat.version)
+
+
+def _follows(session: Session, agent: Node, service: str) -> bool:
+    """Whether an agent that lives looks after a service; one that does not say after which ones may."""
+    info = Problems(session).read(layout.decode_agent, "", agent, None)
+    return info is None or not info.services or service in info.services
 
 
 def _removed_by(verb: Verb, paths: ServicePaths, host: str) -> tuple[str, ...]:
