@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deployd_core import rollouts
-from deployd_core.coordination import AgentInfo, Denial, Denied, HostStatus, Link, Permit, RolloutState, Verb
+from deployd_core.coordination import AgentInfo, Denial, Denied, Failure, HostStatus, Link, Permit, Rollout, RolloutState, Verb
 from deployd_core.errors import Conflict, Unavailable
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import InstancesTable, Promotion, RolloutTable, ServiceSpec, ServiceTable
@@ -175,6 +175,28 @@ def test_an_agent_gives_way_to_one_that_took_its_place(site: Site) -> None:
     copy.close()
     first.announce(info)
     assert look(first).permit is not None
+
+
+def test_a_whole_fleet_that_fails_fits_into_a_node(site: Site) -> None:
+    """ZooKeeper drops the connection that writes more than 1 MB: however many have failed, one more can say so, and it halts."""
+    site.apply()
+    rollout_id = site.enable("v1")
+    host, paths = site.host("h1"), ServicePaths("web")
+    failure = Failure(rollout=rollout_id, reason="x" * 500, at=datetime.now(UTC).isoformat())
+    one = len(layout.encode(Rollout(failures={"web-0000": failure})))
+    failures = {f"web-{number:04d}": failure for number in range(1_048_000 // one)}
+    while len(data := layout.encode(Rollout(failures=failures))) < 1_047_500:
+        failures[f"web-{len(failures):04d}"] = failure
+    site.people.set(paths.rollout, data)
+    broke: list[Link] = []
+    site.sessions["h1"].listen(broke.append)
+
+    host.record_failure(look(host), "it will not start")
+
+    rollout = rollouts.read_service(site.people, "web").rollout
+    assert (len(failures) + 1, RolloutState.HALTED) == (len(rollout.failures), rollout.state)
+    assert "it will not start" == rollout.failures["h1"].reason
+    assert [] == broke
 
 
 @pytest.fixture
