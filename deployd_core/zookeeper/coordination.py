@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from msgspec.structs import replace
 
 from deployd_core.coordination import AgentInfo, Denial, Denied, HostStatus, Link, Membership, Permit, Rollout, Snapshot
-from deployd_core.errors import Conflict, Unavailable
+from deployd_core.errors import Conflict, DeploydError, Unavailable
 from deployd_core.model import FleetLimit, Role
 from deployd_core.zookeeper import layout, permits, services
 from deployd_core.zookeeper.cache import NodeCache
@@ -61,7 +61,7 @@ class ZooKeeperCoordination:
         self._announced_in = 0
         """The session in which it was said that this agent is alive; 0 is none."""
         self._removed = threading.Event()
-        """Somebody has touched what was said."""
+        """Somebody has touched what was said, or may have."""
         self._on_removed = self._touched  # one object, so that arming it twice is arming it once
         session.listen(self._on_link)
 
@@ -85,6 +85,7 @@ class ZooKeeperCoordination:
         """
         self._info = info
         before, session_id = self._duplicate, self._session.session_id
+        self._removed.set()  # until it is known not to be
         try:
             announce(self._session, info, again=self._announced_in == session_id)
             self._duplicate, self._announced_in = "", session_id
@@ -158,6 +159,8 @@ class ZooKeeperCoordination:
                 _log.error("%s; no permit is taken until it is gone", error)
             except Unavailable:
                 pass  # gone again: the next CONNECTED comes back here
+            except DeploydError as error:
+                _log.error("%s", error)
         self._wake_all()
 
     def _touched(self, event: WatchEvent) -> None:

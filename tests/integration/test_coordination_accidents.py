@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from kazoo.client import KazooClient
+from kazoo.security import READ_ACL_UNSAFE
 
 from deployd_core import rollouts
 from deployd_core.coordination import AgentInfo, Denial, Denied, Failure, HostStatus, Link, Permit, Rollout, RolloutState, Verb
@@ -175,6 +177,28 @@ def test_an_agent_gives_way_to_one_that_took_its_place(site: Site) -> None:
     copy.close()
     first.announce(info)
     assert look(first).permit is not None
+
+
+def test_an_agent_that_may_not_announce_itself_hears_of_its_link_all_the_same(site: Site) -> None:
+    """ZooKeeper's access list may be wrong for a while: once it is right the agent is announced, and until then it is awake."""
+    site.apply()
+    host = site.host("h1")
+    admin = KazooClient(f"{site.server}{site.chroot}")
+    admin.start()
+    try:
+        site.cut("h1")
+        admin.delete("/agents/h1")
+        admin.set_acls("/agents", READ_ACL_UNSAFE)
+        heard = threading.Event()
+        site.mend("h1")
+        eventually(lambda: not host.announced)
+        site.sessions["h1"].listen(lambda link: heard.set() if link is Link.CONNECTED else None)
+        site.cut("h1")
+        site.mend("h1")
+        assert heard.wait(5)
+    finally:
+        admin.stop()
+        admin.close()
 
 
 def test_a_whole_fleet_that_fails_fits_into_a_node(site: Site) -> None:
