@@ -110,6 +110,23 @@ def begun(before: Rollout, entry: HistoryEntry, now: Now, *, needs_promotion: bo
     )
 
 
+def waits_for_canaries(policy: RolloutTable, before: Rollout, entry: HistoryEntry) -> bool:
+    """Whether the fleet has to wait with the build of an order until the canary hosts, if there are any, have tried it.
+
+    A restart is of what is enabled: it promotes nothing that was not promoted.
+    """
+    if not policy.canary_first or entry.role is Role.CANARY:
+        return False
+    return entry.verb is Verb.ENABLE or (entry.verb is Verb.RESTART and before.promoted != entry.build)
+
+
+def canaries_rejoin(policy: RolloutTable, entry: HistoryEntry) -> bool:
+    """Whether the canary hosts follow the fleet again: when it gets their build, and to go first with the next one."""
+    if entry.role is Role.CANARY or entry.verb is Verb.RESTART:
+        return False
+    return policy.canary_first or entry.verb is Verb.PROMOTE
+
+
 def _stops_the_fleet(rollout: Rollout, now: Now) -> bool:
     """Whether a stop is about more than the canary hosts: a build for them must not let the fleet go on."""
     if rollout.state is RolloutState.HALTED:

@@ -35,6 +35,7 @@ from deployd_core.notify import Notifier
 from deployd_core.performing import Identity
 from deployd_core.plugins import Plugins, PluginState
 from deployd_core.processes import owner_here
+from deployd_core.zookeeper.address import split_address
 from deployd_core.zookeeper.chroot import wait_for_chroot
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
 from deployd_core.zookeeper.session import Session
@@ -186,7 +187,7 @@ def run(config_path: Path, plugins_directory: Path | None = None) -> int:
         ConfigError: agent.toml is wrong at the start, or another agent runs on this host. (A SIGHUP that finds it wrong keeps the
             old one and logs the error.)
     """
-    config = load_agent_config(config_path)
+    config = _read_config(config_path)
     set_up_logging(host=config.host, journal="JOURNAL_STREAM" in os.environ)
     notifier = Notifier()
     ended, finish = threading.Event(), threading.Event()
@@ -210,9 +211,18 @@ def run(config_path: Path, plugins_directory: Path | None = None) -> int:
     return 0
 
 
+def _read_config(path: Path) -> AgentConfig:
+    config = load_agent_config(path)
+    try:
+        split_address(config.zookeeper.hosts)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: [zookeeper] hosts: {error.message}", hint=error.hint) from error
+    return config
+
+
 def _reread(path: Path, old: AgentConfig, plugins_directory: Path | None) -> AgentConfig:
     try:
-        config = load_agent_config(path)
+        config = _read_config(path)
         make_reporters(config, _load_plugins(config, plugins_directory))
     except DeploydError as error:
         _LOG.error("%s; going on with the configuration as it was", error)

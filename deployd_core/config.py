@@ -153,6 +153,9 @@ def load_agent_config(path: Path) -> AgentConfig:
         config = msgspec.structs.replace(config, host=socket.gethostname())
     if config.observe_every < 1:
         raise ConfigError(f"{path}: observe_every is {config.observe_every}, which is less than 1s", hint='write "30s"')
+    timeout = config.zookeeper.session_timeout
+    if timeout < 1:
+        raise ConfigError(f"{path}: zookeeper.session_timeout is {timeout}, which is less than 1s", hint='write "10s"')
     check_name(config.host, f"{path}: host")
     check_name(config.zone, f"{path}: zone")
     for service in config.services:

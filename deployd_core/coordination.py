@@ -149,8 +149,9 @@ class AgentInfo(Struct, frozen=True, kw_only=True):
 
     host: str
     instance: str
-    """Names what can run only once: machine id and path of the agent's lock file. An agent that finds its own `instance` announced
-    replaces it, since that predecessor must be dead; another's is left alone."""
+    """Names what can run only once: machine id and path of the agent's lock file. An agent that begins and finds its own `instance`
+    announced replaces it, since that predecessor must be dead; another's is left alone, and so is a copy of the machine that has
+    taken its own place meanwhile."""
     version: str = ""
     pid: int = 0
     since: str = ""

@@ -125,6 +125,7 @@ class Engine:
             return _RETRY
         if self._problem or self._setup is None or self._disk is None:
             decision = Decision(step=HostStep.BLOCKED, reason=self._problem, remedy=self._remedy)
+            self._turn.stand_aside(self._snapshot, self._coordination, self._tasks, self._epoch)
         else:
             seen, decision = self._decide(self._snapshot, self._setup, self._disk, now)
             self._waits = {key: self._waits.get(key, now) for key in decision.waits}
@@ -208,7 +209,7 @@ class Engine:
         self._last_error = ""
         self._tidy = False
         self._setbacks.clear()
-        self._turn.begin(self._snapshot.hosts if self._snapshot else 1)
+        self._turn.begin(self._snapshot)
         self._waits.clear()
         self._looking.forget_orders()
 

@@ -101,6 +101,8 @@ class Setback(Struct, frozen=True, kw_only=True):
     """A person must change something; what is wrong on this host itself may be mended without a word, so it is tried again."""
     environment: bool = False
     """Something outside was not there: that is no fault of the build."""
+    refused: bool = False
+    """Somebody said no, which is no error."""
 
 
 class Staging(Struct, frozen=True, kw_only=True):

@@ -365,7 +365,7 @@ def _decide(
         views = cycle.views(seen)
     if step is not HostStep.RESTARTING:
         acts += cycle.leftovers(seen)
-    if step is not HostStep.WAITING and seen.queued and seen.connected:
+    if (step is not HostStep.WAITING or _cannot_ask(seen)) and seen.queued and seen.connected:
         acts += _if_ready(seen, LeaveQueue())  # whoever waits for nothing must not be waited for
     return Decision(
         step=step,
@@ -376,6 +376,12 @@ def _decide(
         instances=views,
         plan=plan,
     )
+
+
+def _cannot_ask(seen: Observation) -> bool:
+    """Whether this host fails to ask for a permit, be it that a veto raises or hangs, which is as good as a no."""
+    setback = seen.setbacks.get(TakePermit.verb)
+    return setback is not None and not setback.refused and not setback.environment
 
 
 def _if_ready(seen: Observation, act: Act) -> tuple[Act, ...]:

@@ -365,7 +365,7 @@ def retire(session: Session, service: str, host: str, *, by: str, why: str, now:
 
     Raises:
         NotFound: No such service or host.
-        Conflict: Its agent lives.
+        Conflict: Its agent lives, and follows the service.
         ConfigError: Nobody says why.
     """
     return _about_host(session, service, host, Verb.RETIRE, by=by, why=why, now=now)

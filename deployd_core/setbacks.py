@@ -42,7 +42,7 @@ class Setbacks:
     def refused(self, key: str, reason: str, now: float, *, retry_after: float) -> None:
         """Somebody said no, which is no error: ask again after a while."""
         delay = retry_after * self._random.uniform(0.8, 1.2)
-        self._setbacks[key] = Setback(reason=reason, retry_at=now + delay)
+        self._setbacks[key] = Setback(reason=reason, retry_at=now + delay, refused=True)
 
     def postpone(self, key: str, until: float) -> None:
         """Nothing is wrong, but the act is to wait."""

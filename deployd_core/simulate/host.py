@@ -320,7 +320,7 @@ class VirtualHost:
         self.tidy = False
         self.setbacks.clear()
         self.waits.clear()
-        self.turn.begin(self.snapshot.hosts if self.snapshot else 1)
+        self.turn.begin(self.snapshot)
         self.forget_orders()
 
     def forget_orders(self) -> None:

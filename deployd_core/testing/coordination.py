@@ -15,7 +15,7 @@ from types import MappingProxyType
 from msgspec.structs import replace
 
 from deployd_core.admission import admit
-from deployd_core.advancing import bake_of, begun, completed_by, with_failure
+from deployd_core.advancing import bake_of, begun, canaries_rejoin, completed_by, waits_for_canaries, with_failure
 from deployd_core.coordination import (
     Denial,
     Denied,
@@ -98,9 +98,9 @@ class MemoryEnsemble:
 
     def _begin(self, service: str, entry: HistoryEntry) -> None:
         found, role = self._services[service], entry.role
-        canaries_first = found.policy.canary_first and entry.verb is Verb.ENABLE
-        waits = canaries_first and any(member.role is Role.CANARY for member in found.members.values())
-        if role is Role.FLEET and (found.policy.canary_first or entry.verb is Verb.PROMOTE):
+        waits = waits_for_canaries(found.policy, found.rollout, entry)
+        waits = waits and any(member.role is Role.CANARY for member in found.members.values())
+        if canaries_rejoin(found.policy, entry):
             found.enabled.pop(Role.CANARY, None)  # its hosts follow the fleet again
         found.rollout = begun(found.rollout, entry, found.now, needs_promotion=waits)
         restart = entry.verb is Verb.RESTART

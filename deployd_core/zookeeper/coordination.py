@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from msgspec.structs import replace
 
 from deployd_core.coordination import AgentInfo, Denial, Denied, HostStatus, Link, Membership, Permit, Rollout, Snapshot
-from deployd_core.errors import Conflict, Unavailable
+from deployd_core.errors import Conflict, DeploydError, Unavailable
 from deployd_core.model import FleetLimit, Role
 from deployd_core.zookeeper import layout, permits, services
 from deployd_core.zookeeper.cache import NodeCache
@@ -24,7 +24,7 @@ from deployd_core.zookeeper.members import register
 from deployd_core.zookeeper.permits import Asking, Desk
 from deployd_core.zookeeper.progress import advance
 from deployd_core.zookeeper.services import Problems
-from deployd_core.zookeeper.session import Node, Session
+from deployd_core.zookeeper.session import Node, Session, WatchEvent
 from deployd_core.zookeeper.status import announce, write_status
 
 _log = logging.getLogger(__name__)
@@ -58,14 +58,23 @@ class ZooKeeperCoordination:
         self._services: dict[str, _Service] = {}
         self._info: AgentInfo | None = None
         self._duplicate = ""
-        self.announced = False
-        """ZooKeeper knows that this agent is alive."""
+        self._announced_in = 0
+        """The session in which it was said that this agent is alive; 0 is none."""
+        self._removed = threading.Event()
+        """Somebody has touched what was said, or may have."""
+        self._on_removed = self._touched  # one object, so that arming it twice is arming it once
         session.listen(self._on_link)
 
     @property
     def link(self) -> Link:
         """The state of the connection now."""
         return self._session.link
+
+    @property
+    def announced(self) -> bool:
+        """Whether ZooKeeper knows that this agent is alive. When it does not, that must be said again."""
+        said = self._announced_in != 0 and self._announced_in == self._session.session_id
+        return said and not self._removed.is_set() and not self._duplicate
 
     def announce(self, info: AgentInfo) -> None:
         """Say that this agent is alive, now and after each lost session.
@@ -75,10 +84,16 @@ class ZooKeeperCoordination:
             Unavailable: ZooKeeper does not answer; it is said as soon as it does.
         """
         self._info = info
-        before, self.announced = self._duplicate, False
+        before, session_id = self._duplicate, self._session.session_id
+        self._removed.set()  # until it is known not to be
         try:
-            announce(self._session, info)
-            self._duplicate, self.announced = "", True
+            announce(self._session, info, again=self._announced_in == session_id)
+            self._duplicate, self._announced_in = "", session_id
+            self._removed.clear()
+            if self._session.stat(layout.agent(info.host), self._on_removed) is None:
+                self._removed.set()
+            if before:
+                self._back()
         except Conflict as error:
             self._duplicate = str(error)
             raise
@@ -92,9 +107,9 @@ class ZooKeeperCoordination:
 
     def snapshot(self, service: str, *, afresh: bool = False) -> Snapshot:
         """Read what changed of a service (or, `afresh`, all of it), and watch it; a later change wakes the engine once."""
-        snapshot = self._service(service).snapshot(afresh=afresh)
+        snapshot = self._service(service).snapshot(afresh=afresh, register=not self._duplicate)
         if self._duplicate:
-            # The permit that lies there under our name may be the other's: do nothing at all.
+            # The place and the permit that lie there under our name may be the other's: do nothing at all.
             return replace(snapshot, permit=None, problem=self._duplicate)
         return snapshot
 
@@ -120,8 +135,9 @@ class ZooKeeperCoordination:
         self._service(snapshot.service).fail(snapshot, reason, self._clock())
 
     def report(self, service: str, status: HostStatus) -> None:
-        """Write this host's report, and whether it is down."""
-        self._service(service).report(status)
+        """Write this host's report, and whether it is down; another agent of its name reports for itself."""
+        if not self._duplicate:
+            self._service(service).report(status)
 
     def advance(self, snapshot: Snapshot, may_promote: Callable[[str], str]) -> float | None:
         """Take the rollout further when it is time."""
@@ -135,11 +151,7 @@ class ZooKeeperCoordination:
 
     def _on_link(self, link: Link) -> None:
         if link is Link.LOST:
-            self.announced = False
-            with self._lock:
-                known = list(self._services.values())
-            for service in known:
-                service.back()
+            self._back()
         if link is Link.CONNECTED and self._info is not None:
             try:
                 self.announce(self._info)
@@ -147,7 +159,19 @@ class ZooKeeperCoordination:
                 _log.error("%s; no permit is taken until it is gone", error)
             except Unavailable:
                 pass  # gone again: the next CONNECTED comes back here
+            except DeploydError as error:
+                _log.error("%s", error)
         self._wake_all()
+
+    def _touched(self, event: WatchEvent) -> None:
+        if event.path is not None:  # or else the connection broke
+            self._removed.set()
+
+    def _back(self) -> None:
+        with self._lock:
+            known = list(self._services.values())
+        for service in known:
+            service.back()
 
     def _wake_all(self) -> None:
         with self._lock:
@@ -187,13 +211,13 @@ class _Service:
         self._is_back = True
         self._readings = -1
 
-    def snapshot(self, *, afresh: bool) -> Snapshot:
+    def snapshot(self, *, afresh: bool, register: bool) -> Snapshot:
         self._woken.clear()  # before reading: a change during it wakes again
         if afresh:
             self._cache.forget()
         readings, last = self._cache.readings, self._last
         if last is None or self._cache.stale or readings != self._readings:
-            self._last = last = self._read()
+            self._last = last = self._read(register=register)
             # As it was before: what somebody else reads meanwhile, when he asks for a permit, is looked at once more.
             self._readings = readings
         if last.permit is not None:
@@ -238,12 +262,12 @@ class _Service:
             self._woken.set()
             self._wake(self._name)
 
-    def _read(self) -> Snapshot:
+    def _read(self, *, register: bool) -> Snapshot:
         paths, problems = self._paths, Problems(self._session)
         own, permit = paths.host(self._host), paths.permit(self._host)
         watched = (paths.spec, paths.enabled, paths.canary, layout.FREEZE, own, permit)
         nodes = self._cache.read(watched)
-        if nodes[paths.spec] is not None and self._register(nodes[own]):
+        if register and nodes[paths.spec] is not None and self._register(nodes[own]):
             nodes = self._cache.read(watched)
         spec = problems.read(layout.decode_spec, paths.spec, nodes[paths.spec], None)
         if nodes[paths.spec] is None:

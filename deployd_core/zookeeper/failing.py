@@ -42,7 +42,7 @@ def record_failure(session: Session, snapshot: Snapshot, reason: str, now: datet
             transaction.set(decider, layout.encode(back), deciding.stat.version)
         else:
             transaction.check(decider, deciding.stat.version)
-        transaction.set(paths.rollout, layout.encode(after), gate.stat.version)
+        transaction.set(paths.rollout, layout.encode_rollout(after), gate.stat.version)
         if entry is not None:
             transaction.create(paths.history_entry, layout.encode(entry), sequence=True)
         if commit_or_look_again(session, transaction.commit):

@@ -29,6 +29,9 @@ FREEZE = "/freeze"
 STATUS_LIMIT = 64 * 1024
 """Bytes of one report; ZooKeeper drops the connection that sends more than 1 MB."""
 
+ROLLOUT_LIMIT = 768 * 1024
+"""Bytes of a rollout with its failures."""
+
 StructT = TypeVar("StructT", bound=Struct)
 
 
@@ -199,6 +202,17 @@ def encode_status(status: HostStatus) -> bytes:
     if len(data) <= STATUS_LIMIT:
         return data
     return encode(msgspec.structs.replace(shorter, instances=()))
+
+
+def encode_rollout(rollout: Rollout) -> bytes:
+    """Write a rollout, shortening why hosts failed, and then leaving it out, when so many failed that it would be too large."""
+    data = encode(rollout)
+    for length in (80, 0):
+        if len(data) <= ROLLOUT_LIMIT:
+            break
+        brief = {host: msgspec.structs.replace(failed, reason=failed.reason[:length]) for host, failed in rollout.failures.items()}
+        data = encode(msgspec.structs.replace(rollout, failures=brief))
+    return data
 
 
 def rollout_id(build: str, mzxid: int) -> str:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
-from deployd_core.advancing import begun
+from deployd_core.advancing import begun, canaries_rejoin, waits_for_canaries
 from deployd_core.coordination import Enabled, Excuse, HistoryEntry, Rollout, Verb, is_well
 from deployd_core.errors import Conflict
 from deployd_core.model import Role
+from deployd_core.spec import RolloutTable
 from deployd_core.zookeeper import layout
 from deployd_core.zookeeper.layout import ServicePaths
 from deployd_core.zookeeper.members import host_is_missing, read_members
@@ -104,10 +105,12 @@ def write_enabled(session: Session, service: str, entry: HistoryEntry, *, expect
             ensure_scaffold(session, service)
             continue
         record = assemble(session, service, nodes)
-        joins = _joins_the_fleet(record, entry)
+        policy = record.spec.rollout if record.spec else RolloutTable()
+        joins = record.canary is not None and canaries_rejoin(policy, entry)
         require_same(record, expect)
         now = replace(record.now, canary="") if joins else record.now
-        rollout = begun(record.rollout, entry, now, needs_promotion=_needs_promotion(session, record, entry))
+        waits = waits_for_canaries(policy, record.rollout, entry) and _has_canaries(session, service)
+        rollout = begun(record.rollout, entry, now, needs_promotion=waits)
         transaction = session.transaction().check(paths.spec, spec.stat.version)
         transaction.set(target, data, node.stat.version).set(paths.rollout, layout.encode(rollout), gate.stat.version)
         if joins:
@@ -148,17 +151,8 @@ def _by(whom: str) -> str:
     return f" by {whom}" if whom else ""
 
 
-def _joins_the_fleet(record: ServiceRecord, entry: HistoryEntry) -> bool:
-    """Whether the canary hosts follow the fleet again: when it gets their build, and to go first with the next one."""
-    first = record.spec is not None and record.spec.rollout.canary_first
-    return record.canary is not None and entry.role is Role.FLEET and (first or entry.verb is Verb.PROMOTE)
-
-
-def _needs_promotion(session: Session, record: ServiceRecord, entry: HistoryEntry) -> bool:
-    """Whether the fleet has to wait for the canary hosts."""
-    if record.spec is None or not record.spec.rollout.canary_first or entry.verb is not Verb.ENABLE:
-        return False
-    return any(member.role is Role.CANARY for member in read_members(session, record.service).values())
+def _has_canaries(session: Session, service: str) -> bool:
+    return any(member.role is Role.CANARY for member in read_members(session, service).values())
 
 
 def change_rollout(
@@ -207,8 +201,8 @@ def about_host(session: Session, service: str, host: str, entry: HistoryEntry) -
 
     Raises:
         NotFound: No such service, or no such host in it.
-        Conflict: It is to be given up or retired, and its agent lives; it is to be excused, and is well; or it has gone on since a
-            commit that never happened.
+        Conflict: It is to be given up and its agent lives, or retired and its agent follows the service; it is to be excused, and
+            is well; or it has gone on since a commit that never happened.
     """
     paths, order = ServicePaths(service), _Order(session, service, replace(entry, host=host))
     own = (paths.host(host), paths.permit(host), paths.status(host), paths.down(host))
@@ -221,7 +215,7 @@ def about_host(session: Session, service: str, host: str, entry: HistoryEntry) -
             raise host_is_missing(session, service, host)
         transaction = session.transaction()
         if entry.verb is not Verb.RELEASE:
-            _demand_absence(transaction, service, order.entry, nodes)
+            _demand_absence(session, transaction, service, order.entry, nodes)
         removed = [path for path in _removed_by(entry.verb, paths, host) if nodes[path] is not None]
         excused = _excused(session, paths.host(host), nodes, entry)
         if not removed and excused is None:
@@ -263,25 +257,37 @@ def _written_since(before: Node | None, now: Node | None) -> bool:
     return now is not None and (before is None or before.stat.mzxid != now.stat.mzxid)
 
 
-def _demand_absence(transaction: Transaction, service: str, entry: HistoryEntry, nodes: Mapping[str, Node | None]) -> None:
+def _demand_absence(
+    session: Session, transaction: Transaction, service: str, entry: HistoryEntry, nodes: Mapping[str, Node | None]
+) -> None:
     """See that a host is as far away as an order takes it to be, and have the transaction hold only if that is still so.
 
     Raises:
-        Conflict: Its agent lives; and, if it is only to be excused, does not say that the host is down.
+        Conflict: Its agent lives; and, if it is to be retired, follows the service; or, if it is only to be excused, does not say
+            that the host is down.
     """
     agent, down = layout.agent(entry.host), ServicePaths(service).down(entry.host)
-    says_down = nodes[down]
-    if nodes[agent] is None:
+    alive, says_down = nodes[agent], nodes[down]
+    if alive is None:
         transaction.absent(agent)
+    elif entry.verb is Verb.RETIRE and not _follows(session, alive, service):
+        transaction.check(agent, alive.stat.version)
     elif entry.verb is not Verb.EXCUSE:
+        out = f", or take {service} out of its agent.toml and reload it" if entry.verb is Verb.RETIRE else ""
         raise Conflict(
             f"the agent of {entry.host} is running: it is not gone",
-            hint=f"stop it first; to take its permit alone: deployd permits release {service} {entry.host} --why TEXT",
+            hint=f"stop it first{out}; to take its permit alone: deployd permits release {service} {entry.host} --why TEXT",
         )
     elif says_down is None:
         raise is_well(entry.host)
     else:
         transaction.check(down, says_down.stat.version)
+
+
+def _follows(session: Session, agent: Node, service: str) -> bool:
+    """Whether an agent that lives looks after a service; one that does not say after which ones may."""
+    info = Problems(session).read(layout.decode_agent, "", agent, None)
+    return info is None or not info.services or service in info.services
 
 
 def _removed_by(verb: Verb, paths: ServicePaths, host: str) -> tuple[str, ...]:

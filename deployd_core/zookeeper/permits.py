@@ -123,6 +123,8 @@ class Desk:
         self._nonce = secrets.token_hex(8)
         self._roll_call = RollCall(session, service, cache)
         self._holding: dict[str, datetime] = {}
+        self._outdated: set[Waiter] = set()
+        """Waiters that stand there as what they are no more, until they say so themselves."""
         self.held = 0
         """Permits held by anybody, as of the last time that it was this host's turn to look."""
         self.hosts = 0
@@ -138,6 +140,7 @@ class Desk:
             # What we hold is not counted against us, and this is how a lost answer is found, and a grant by another.
             held = self._own()
             if held is not None:
+                self._outdated.clear()
                 self.place.admitted()
                 self._nonce = secrets.token_hex(8)
                 return held
@@ -249,6 +252,8 @@ class Desk:
         mine = asking.waiter(self._nonce)
         for path, node in self._session.get_many(behind[:room]).items():
             waiter = Problems(self._session).read(layout.decode_waiter, path, node, None) if node else None
+            if waiter in self._outdated:
+                continue
             same = waiter is not None and (waiter.rollout, waiter.limit, waiter.role) == (mine.rollout, mine.limit, mine.role)
             if waiter is None or not same or waiter.host in holders:
                 break
@@ -281,6 +286,7 @@ class Desk:
         except Refused as error:
             if error.path in snapshot.versions:
                 return Denied(code=Denial.CHANGED, reason=str(error))
+            self._outdated.update(waiter for _, waiter in also if paths.host(waiter.host) == error.path)
             # Permits, rollout, a waiter: whichever it was is read again, though its watch may still be on the way.
             self._cache.forget(error.path)
         return None

@@ -85,6 +85,7 @@ class Session:
         self._monitor = LinkMonitor(session_timeout)
         self._session_id = 0
         self._client = self._new_client(hosts + self.chroot)
+        self._monitor.listen(self._forget_what_was_seen)
 
     # The link
 
@@ -271,6 +272,12 @@ class Session:
         return Transaction(self._commit)
 
     # What all of them share
+
+    def _forget_what_was_seen(self, link: Link) -> None:
+        # A server that has seen less than its client turns it away, for the sake of the order in which a session sees things. The
+        # session is over; and an ensemble that was restored from a copy would turn us away for ever.
+        if link is Link.LOST:
+            self._client.last_zxid = 0
 
     def _new_client(self, hosts: str) -> Any:
         client = KazooClient(

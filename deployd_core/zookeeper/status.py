@@ -115,10 +115,15 @@ def add_report(session: Session, transaction: Transaction, service: str, status:
         transaction.delete(down)
 
 
-def announce(session: Session, info: AgentInfo) -> None:
+def announce(session: Session, info: AgentInfo, *, again: bool = False) -> None:
     """Say that this host's agent is alive, for as long as the session lives.
 
     A dead predecessor on the same machine, whose session has not run out yet, is replaced.
+
+    Args:
+        session: The connection.
+        info: What there is to say.
+        again: It has been said in this session: another that stands there by now is no predecessor, but a copy of this machine.
 
     Raises:
         Conflict: Another live agent calls itself by this host's name.
@@ -134,20 +139,21 @@ def announce(session: Session, info: AgentInfo) -> None:
         else:
             return
         node = session.get(path)
-        if node is not None and _settled(session, path, node, info, data):
+        if node is not None and _settled(session, path, node, info, again=again):
             return
     raise Conflict(f"{session.where(path)} keeps changing: two agents seem to call themselves {info.host!r}")
 
 
-def _settled(session: Session, path: str, node: Node, info: AgentInfo, data: bytes) -> bool:
+def _settled(session: Session, path: str, node: Node, info: AgentInfo, *, again: bool) -> bool:
     """Make the existing node ours; False when it must be tried again."""
+    data = layout.encode(info)
     try:
         if node.stat.owner == session.session_id:
             if node.data != data:
                 session.set(path, data, node.stat.version)
             return True
         other = Problems(session).read(layout.decode_agent, path, node, None)
-        if other is None or other.instance != info.instance:
+        if other is None or again or other.instance != info.instance:
             raise Conflict(
                 f"another agent calls itself {info.host!r}: {_describe(other)}",
                 hint="stop it, or give one of the two another `host` in agent.toml",

@@ -27,6 +27,7 @@ from deployd_core.coordination import (
     Rollout,
     RolloutState,
     Snapshot,
+    Verb,
 )
 from deployd_core.errors import Conflict, Unavailable
 from deployd_core.model import FleetLimit, Role
@@ -78,6 +79,7 @@ class World(Protocol):
     def remove_permit(self, host: str) -> None: ...
     def excuse(self, host: str) -> None: ...
     def promote(self) -> None: ...
+    def restart(self) -> None: ...
     def gone(self, host: str) -> None: ...
     def before_next_write(self, host: str, action: Callable[[], object]) -> None: ...
     def history(self) -> tuple[HistoryEntry, ...]: ...
@@ -127,6 +129,11 @@ class MemoryWorld:
 
     def promote(self) -> None:
         self.ensemble.promote("web", by="test")
+
+    def restart(self) -> None:
+        enabled = self.ensemble.read("web", "", "").enabled
+        assert enabled is not None
+        self.ensemble.enable("web", enabled.build, enabled.digest, by="test", verb=Verb.RESTART)
 
     def gone(self, host: str) -> None:
         self.handles[host].link = Link.LOST
@@ -202,6 +209,9 @@ class ZooKeeperWorld:
 
     def promote(self) -> None:
         rollouts.promote(self.people, "web", by="test", force=True, why="test")
+
+    def restart(self) -> None:
+        rollouts.restart(self.people, "web", by="test")
 
     def gone(self, host: str) -> None:
         self.sessions[host].close()
@@ -977,6 +987,21 @@ def test_room_for_several_is_filled_at_once(world: World) -> None:
     assert ["h4", "h5", "h6"] == holders(world)
 
 
+def test_a_waiter_that_sleeps_through_its_change_stops_nobody(world: World) -> None:
+    """A host whose role was changed while it waits, and that does not say so, gets no permit by another and is in nobody's way."""
+    two = FleetLimit(hosts=Share(2))
+    hosts = waiting(world, "h1 h2 h3 h4 h5", two)
+    world.set_role("h4", Role.CANARY)
+    for name in ("h1", "h2"):
+        give_back(hosts[name])
+
+    eventually(lambda: not world.permits())
+    answer = take_until_known(hosts["h3"], two)
+
+    assert None is code_of(answer)
+    assert ["h3"] == holders(world)
+
+
 @pytest.mark.zookeeper
 def test_the_head_admits_those_behind_it(zookeeper: str) -> None:
     """On ZooKeeper one transaction admits as many as there is room for, and they are woken and need not ask."""
@@ -1176,6 +1201,44 @@ def complete(hosts: dict[str, Coordination]) -> None:
 def verbs(world: World) -> list[str]:
     """What the history tells."""
     return [entry.verb.value for entry in world.history()]
+
+
+def test_a_restart_promotes_nothing(world: World) -> None:
+    """Whoever wants new certificates read does not give the fleet a build that waits for its canaries."""
+    world.apply(make_spec(canary_first=True))
+    fleet, canary = joined(world, "h1"), joined(world, "c1")
+    world.set_role("c1", Role.CANARY)
+    eventually(lambda: canary.snapshot("web").membership.role is Role.CANARY)
+    world.enable("v1")
+    world.promote()
+    world.enable("v2")
+
+    world.restart()
+
+    eventually(lambda: fleet.snapshot("web").enabled == canary.snapshot("web").enabled)
+    assert Denial.PROMOTION is code_of(take_until_known(fleet))
+    assert None is code_of(take_until_known(canary))
+    give_back(canary)
+    world.promote()
+    world.restart()
+    eventually(lambda: None is code_of(take(fleet)))
+
+
+def test_a_restart_of_the_fleet_leaves_a_canary_build_alone(world: World) -> None:
+    """The canary hosts go on with the build that they try out."""
+    world.apply(make_spec(canary_first=True))
+    fleet, canary = joined(world, "h1"), joined(world, "c1")
+    world.set_role("c1", Role.CANARY)
+    world.enable("v1")
+    world.promote()
+    tried = world.enable("v2", Role.CANARY)
+
+    world.restart()
+
+    wanted = fleet.snapshot("web", afresh=True).enabled
+    assert wanted is not None
+    assert ("v1", True) == (wanted.build, wanted.restart)
+    assert tried == canary.snapshot("web", afresh=True).rollout_id
 
 
 def test_a_rollout_is_complete_once_and_by_the_last(world: World) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -194,3 +195,29 @@ def test_script_is_installed():
     result = subprocess.run([Path(sys.executable).with_name("deployd"), "--version"], capture_output=True, text=True, check=True)
 
     assert result.stdout.startswith("deployd ")
+
+
+@pytest.mark.parametrize("hosts", ["", "127.0.0.1:x", "127.0.0.1:70000"])
+def test_a_reload_with_a_wrong_address_keeps_the_agent(tmp_path, hosts):
+    """The agent says which file and key, goes on with what it had, and refuses to begin with it."""
+    path = tmp_path / "agent.toml"
+    text = f'host = "h1"\nstate_directory = "{tmp_path}"\n[zookeeper]\nhosts = "{{hosts}}"\n'
+    path.write_text(text.format(hosts="127.0.0.1:1"))
+    command = [*PROGRAM, "agent", "--config", str(path)]
+    agent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = iter(agent.stderr.readline, "")
+        assert any("waiting for it" in line for line in lines)
+        path.write_text(text.format(hosts=hosts))
+
+        agent.send_signal(signal.SIGHUP)
+
+        told = next(line for line in lines if "agent.toml" in line)
+        assert f"{path}: [zookeeper] hosts: " in told
+        assert "going on with the configuration as it was" in told
+        assert any("waiting for it" in line for line in lines)
+    finally:
+        agent.terminate()
+        agent.communicate(timeout=20)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert (1, True) == (refused.returncode, f"{path}: [zookeeper] hosts: " in refused.stderr)

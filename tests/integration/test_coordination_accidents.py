@@ -9,9 +9,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from kazoo.client import KazooClient
+from kazoo.security import READ_ACL_UNSAFE
 
 from deployd_core import rollouts
-from deployd_core.coordination import AgentInfo, Denial, Denied, HostStatus, Link, Permit, RolloutState, Verb
+from deployd_core.coordination import AgentInfo, Denial, Denied, Failure, HostStatus, Link, Permit, Rollout, RolloutState, Verb
 from deployd_core.errors import Conflict, Unavailable
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import InstancesTable, Promotion, RolloutTable, ServiceSpec, ServiceTable
@@ -105,6 +107,120 @@ def status_of(host: ZooKeeperCoordination, *, step: str = "converged", down: boo
         rollout=snapshot.rollout_id,
         down=down,
     )
+
+
+def test_a_second_agent_of_a_name_writes_nothing_under_it(site: Site) -> None:
+    """Two agents that call themselves h1, in two zones, do not move the host to and fro, and what the first one reports stays."""
+    site.apply()
+    site.enable("v1")
+    first = site.host("h1")
+    first.report("web", status_of(first, step="degraded", down=True))
+    second = ZooKeeperCoordination(site.stack.enter_context(Session(site.server, site.chroot)), "h1", bool)
+    info = AgentInfo(host="h1", instance="another machine")
+    with pytest.raises(Conflict, match="another agent calls itself 'h1'"):
+        second.announce(info)
+    second.join("web", "z2")
+
+    assert "another agent" in second.snapshot("web").problem
+    second.report("web", status_of(second, step="blocked"))
+
+    (entry,) = rollouts.statuses(site.people, "web")
+    assert ("z1", True, "degraded") == (entry.zone, entry.down, entry.status and entry.status.step)
+    site.sessions["h1"].close()
+    second.announce(info)
+    assert "z2" == second.snapshot("web").membership.zone
+    second.report("web", status_of(second))
+    (entry,) = rollouts.statuses(site.people, "web")
+    assert ("z2", False, "converged") == (entry.zone, entry.down, entry.status and entry.status.step)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Look until it is so: a watch may take its time."""
+    for _ in range(1000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("never came true")
+
+
+def test_an_agent_whose_node_was_removed_knows_it(site: Site) -> None:
+    """Whatever took the node away, be it that everything was restored from a copy, the agent has to say again that it is alive."""
+    site.apply()
+    host = site.host("h1")
+    for _ in range(2):
+        site.people.delete("/agents/h1")
+        eventually(lambda: not host.announced)
+
+        host.announce(AgentInfo(host="h1", instance="h1"))
+
+        assert host.announced
+        assert site.people.stat("/agents/h1") is not None
+
+
+def test_an_agent_gives_way_to_one_that_took_its_place(site: Site) -> None:
+    """Of two machines that are copies of each other only one acts: the first one does nothing until the second is gone."""
+    site.apply()
+    site.enable("v1")
+    first, info = site.host("h1"), AgentInfo(host="h1", instance="h1")
+    copy = site.stack.enter_context(Session(site.server, site.chroot))
+    second = ZooKeeperCoordination(copy, "h1", bool)
+    second.announce(info)
+    second.join("web", "z1")
+    eventually(lambda: not first.announced)
+
+    with pytest.raises(Conflict, match="another agent calls itself 'h1'"):
+        first.announce(info)
+
+    assert isinstance(take(second), Permit)
+    assert look(first).permit is None
+    assert second.announced
+    copy.close()
+    first.announce(info)
+    assert look(first).permit is not None
+
+
+def test_an_agent_that_may_not_announce_itself_hears_of_its_link_all_the_same(site: Site) -> None:
+    """ZooKeeper's access list may be wrong for a while: once it is right the agent is announced, and until then it is awake."""
+    site.apply()
+    host = site.host("h1")
+    admin = KazooClient(f"{site.server}{site.chroot}")
+    admin.start()
+    try:
+        site.cut("h1")
+        admin.delete("/agents/h1")
+        admin.set_acls("/agents", READ_ACL_UNSAFE)
+        heard = threading.Event()
+        site.mend("h1")
+        eventually(lambda: not host.announced)
+        site.sessions["h1"].listen(lambda link: heard.set() if link is Link.CONNECTED else None)
+        site.cut("h1")
+        site.mend("h1")
+        assert heard.wait(5)
+    finally:
+        admin.stop()
+        admin.close()
+
+
+def test_a_whole_fleet_that_fails_fits_into_a_node(site: Site) -> None:
+    """ZooKeeper drops the connection that writes more than 1 MB: however many have failed, one more can say so, and it halts."""
+    site.apply()
+    rollout_id = site.enable("v1")
+    host, paths = site.host("h1"), ServicePaths("web")
+    failure = Failure(rollout=rollout_id, reason="x" * 500, at=datetime.now(UTC).isoformat())
+    one = len(layout.encode(Rollout(failures={"web-0000": failure})))
+    failures = {f"web-{number:04d}": failure for number in range(1_048_000 // one)}
+    while len(data := layout.encode(Rollout(failures=failures))) < 1_047_500:
+        failures[f"web-{len(failures):04d}"] = failure
+    site.people.set(paths.rollout, data)
+    broke: list[Link] = []
+    site.sessions["h1"].listen(broke.append)
+
+    host.record_failure(look(host), "it will not start")
+
+    rollout = rollouts.read_service(site.people, "web").rollout
+    assert (len(failures) + 1, RolloutState.HALTED) == (len(rollout.failures), rollout.state)
+    assert "it will not start" == rollout.failures["h1"].reason
+    assert [] == broke
 
 
 @pytest.fixture

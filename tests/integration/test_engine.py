@@ -18,7 +18,7 @@ from deployd_core.coordination import Link, Permit
 from deployd_core.engine import Engine
 from deployd_core.events import Events
 from deployd_core.model import FleetLimit
-from deployd_core.performing import Identity
+from deployd_core.performing import Identity, Performer
 from deployd_core.plugins import Plugins, convert
 from deployd_core.spec import ServiceSpec
 from deployd_core.testing.coordination import MemoryEnsemble
@@ -88,6 +88,10 @@ class Host:
 
     def status(self) -> Any:
         return self.ensemble.statuses("web").get("h1")
+
+    @property
+    def queued(self) -> bool:
+        return self.ensemble.read("web", "h1", "z").queued
 
     def wait(self, condition: Callable[[Any], bool]) -> None:
         deadline = time.monotonic() + 20
@@ -225,3 +229,54 @@ def test_the_queue_is_left_once(host: Host) -> None:
     host.wait(lambda status: (status.wanted, status.step) == ("no-such", "fetching") and "no-such" in status.last_error)
 
     assert ["web"] == left
+
+
+def test_a_host_that_cannot_begin_any_more_leaves_the_queue(host: Host) -> None:
+    """A spec that this host cannot carry out has it make room for the others; once it can, it stands in the queue again."""
+    concurrency = {"strategy": "concurrency", "options": {"limit": 1}}
+    host.apply(restart=concurrency)
+    other = host.ensemble.coordination("h2")
+    other.join("web", "z")
+    other.snapshot("web")
+    host.enable("v1")
+    assert isinstance(other.take_permit(other.snapshot("web"), FleetLimit(hosts=Share(1))), Permit)
+    host.start()
+    host.wait(lambda status: status.step == "waiting" and host.queued)
+
+    host.apply(restart=concurrency, steps=[{"use": "no-such"}])
+    host.wait(lambda status: status.step == "blocked" and not host.queued)
+
+    host.apply(restart=concurrency)
+    host.wait(lambda status: status.step == "waiting" and host.queued)
+
+
+@pytest.mark.parametrize("broken", ["raise RuntimeError('out of order')", "threading.Event().wait()"])
+def test_a_host_whose_veto_cannot_be_asked_leaves_the_queue(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """A veto that raises or hangs counts as a no: the others do not wait for this host, and nobody grants it a permit."""
+    monkeypatch.setattr(Performer, "timeout", lambda *_: 0.5)
+    directory = tmp_path / "plugins.d"
+    directory.mkdir()
+    (directory / "careful.py").write_text(
+        "import pathlib, threading\n"
+        "from deployd_core.api import hookimpl\n"
+        "@hookimpl\n"
+        "def deployd_veto(request):\n"
+        f"    if pathlib.Path({str(tmp_path / 'broken')!r}).exists():\n"
+        f"        {broken}\n"
+    )
+    host.plugins = Plugins.load(directory=directory)
+    host.apply(restart={"strategy": "concurrency", "options": {"limit": 1}})
+    other = host.ensemble.coordination("h2")
+    other.join("web", "z")
+    other.snapshot("web")
+    host.enable("v1")
+    assert isinstance(other.take_permit(other.snapshot("web"), FleetLimit(hosts=Share(1))), Permit)
+    host.start()
+    host.wait(lambda status: status.step == "waiting" and host.queued)
+
+    (tmp_path / "broken").touch()
+    host.engine.wake()
+
+    host.wait(lambda status: not host.queued and ("takepermit" in status.last_error or "a veto" in status.last_error))

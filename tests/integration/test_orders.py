@@ -281,6 +281,23 @@ def test_a_restart_is_a_rollout_of_the_same_build(session: Session) -> None:
     assert 3 == len({first, second, third})
 
 
+def test_a_host_that_follows_the_service_no_more_can_be_retired(session: Session) -> None:
+    """Its agent lives, for other services; while it follows this one the host is not gone."""
+    fleet = Fleet(session, "h1", "h2")
+    rollout = fleet.enable("v1")
+    fleet.converge("h1")
+    assert fleet.advance("h1") is not None
+    fleet.hosts["h2"].announce(AgentInfo(host="h2", instance="h2", services=("web", "db")))
+    with pytest.raises(Conflict, match="the agent of h2 is running"):
+        rollouts.retire(session, "web", "h2", by="ann", why="runs the database now")
+
+    fleet.hosts["h2"].announce(AgentInfo(host="h2", instance="h2", services=("db",)))
+
+    assert rollouts.retire(session, "web", "h2", by="ann", why="runs the database now")
+    assert ["h1"] == [entry.host for entry in rollouts.statuses(session, "web")]
+    assert rollout in rollouts.read_service(session, "web").rollout.done
+
+
 def test_an_impossible_limit_is_refused_with_its_arithmetic(session: Session) -> None:
     """What would never let a host restart is refused when a build is enabled, before anything is written."""
     fleet = Fleet(session, "h1", min_available=Share("75%"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -144,6 +145,21 @@ def test_a_restarted_server_is_the_same_session(server: ZooKeeperServer) -> None
         stat = session.stat("/here")
         assert stat is not None
         assert (before, before) == (session.session_id, stat.owner)
+
+
+def test_a_server_restored_from_an_older_copy_is_taken_for_what_it_is(server: ZooKeeperServer) -> None:
+    """Once its session has run out, an agent follows an ensemble that knows less than it has seen, and need not be restarted."""
+    with session_of(server.address, session_timeout=2) as session:
+        for number in range(5):
+            session.create(f"/n{number}")
+        server.kill()
+        shutil.rmtree(server.data)
+        server.launch()
+
+        assert session.wait_connected(20)
+
+        session.create("/n0")
+        assert session.link is Link.CONNECTED
 
 
 def test_a_silence_longer_than_the_session_counts_as_lost(server: ZooKeeperServer) -> None:

@@ -249,6 +249,20 @@ def test_a_ramp_does_not_count_what_failed_as_finished() -> None:
     assert (10, "10 hosts") == limit_now(replace(request, granted=4))
 
 
+def test_a_failed_host_that_keeps_its_permit_counts_once_on_a_ramp() -> None:
+    """One finished, one failed within the budget and holds its permit: the next step has begun, and another host may begin."""
+    request = replace(
+        FREE,
+        policy=RolloutTable(ramp=(Share(1), Share(2)), budget=Share(1)),
+        rollout=Rollout(failures={"h2": FAILED}),
+        holders={"h2": "z2"},
+        granted=2,
+    )
+
+    assert (2, "2 hosts (step 2 of the ramp, 1 finished)") == limit_now(replace(request, limit=FleetLimit()))
+    assert None is code_of(request)
+
+
 def test_a_rollback_has_no_ramp() -> None:
     """What goes back goes as fast as the limit allows."""
     request = replace(FREE, policy=RolloutTable(ramp=(Share(1),)), rollout=Rollout(rollback_of="v0-1"))

@@ -197,6 +197,7 @@ def test_an_agent_file_is_read(tmp_path):
         ("observe_every = 30", "observe_every: 30 needs a unit"),
         ('[zookeeper]\nchroot = "deployd"', "zookeeper.chroot: "),
         ('[zookeeper]\nchroot = "/deployd/"', "zookeeper.chroot: "),
+        ('host = "h"\n[zookeeper]\nsession_timeout = "0s"', "zookeeper.session_timeout is 0s, which is less than 1s"),
         ("host = ", "is not TOML: Invalid value"),
         ('host = "h"\nhost = "h"', "is not TOML"),
     ],

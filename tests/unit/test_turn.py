@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
+import statistics
 
 import pytest
 from msgspec.structs import replace
 
 from deployd_core.clock import rfc3339
 from deployd_core.coordination import Denial, Denied, Membership, Permit, Snapshot
-from deployd_core.model import Veto
+from deployd_core.model import Role, Veto
 from deployd_core.setbacks import Setbacks
-from deployd_core.spec import RolloutTable, ServiceSpec, ServiceTable
+from deployd_core.spec import Promotion, RolloutTable, ServiceSpec, ServiceTable
 from deployd_core.turn import ASK_AGAIN, Turn
 from deployd_core.units import Duration
 
@@ -101,7 +102,7 @@ def test_whoever_waits_says_who_is_stuck(turn: Turn) -> None:
 
 def test_a_rollout_is_looked_at_again_after_longer_and_longer(turn: Turn, setbacks: Setbacks) -> None:
     """The waits double up to what was asked for; when there is nothing left to do it is looked at no more."""
-    turn.begin(hosts=1)
+    turn.begin(SNAPSHOT)
     waits = []
     for _ in range(6):
         turn.looked(10.0, NOW)
@@ -112,5 +113,31 @@ def test_a_rollout_is_looked_at_again_after_longer_and_longer(turn: Turn, setbac
     assert "advance" not in setbacks.by_key
     turn.looked(None, NOW)
     assert turn.advanced
-    turn.begin(hosts=200)
-    assert (False, True) == (turn.advanced, 0 <= setbacks.by_key["advance"].retry_at - NOW <= 1.0)
+    turn.begin(replace(SNAPSHOT, hosts=30))
+    assert (False, True) == (turn.advanced, 0 <= setbacks.by_key["advance"].retry_at - NOW <= 0.9)
+
+
+@pytest.mark.parametrize("hosts", [2, 100, 1000, 5000])
+def test_however_many_hosts_wait_for_one_that_is_dead_they_read_as_much(hosts: int, setbacks: Setbacks) -> None:
+    """Each of them looks at all of them, and so the less often the more there are; from the first time on."""
+    firsts, waits = [], []
+    for seed in range(50):
+        turn = Turn(setbacks, StillClock(), random.Random(seed))
+        turn.begin(replace(SNAPSHOT, hosts=hosts))
+        firsts.append(setbacks.by_key["advance"].retry_at - NOW)
+        for _ in range(20):
+            turn.looked(300.0, NOW)
+        waits.append(setbacks.by_key["advance"].retry_at - NOW)
+
+    reads_a_second = [hosts * hosts / wait for wait in (2 * statistics.median(firsts), min(waits))]
+    assert max(reads_a_second) <= 1500, reads_a_second
+
+
+def test_a_canary_that_is_to_promote_is_not_late(turn: Turn, setbacks: Setbacks) -> None:
+    """The few that may have to promote a build look as often as they are told, however large the fleet is."""
+    spec = replace(SPEC, rollout=RolloutTable(promotion=Promotion.AUTO))
+    turn.begin(replace(SNAPSHOT, hosts=1000, spec=spec, membership=Membership(role=Role.CANARY)))
+    for _ in range(20):
+        turn.looked(60.0, NOW)
+
+    assert setbacks.by_key["advance"].retry_at - NOW <= 72.0
