@@ -60,8 +60,13 @@ def admit(request: Request) -> Granted | Denied:
     """
     if request.host in request.holders:
         return Granted()
-    rules = (_frozen, _stopped, _outside_window, _unpromoted, _failed, _spent, _full, _too_few, _zone_full, _staggered)
+    rules = (closed_to_all, _unpromoted, _failed, _spent, _full, _too_few, _zone_full, _staggered)
     return next((denied for rule in rules if (denied := rule(request)) is not None), Granted())
+
+
+def closed_to_all(request: Request) -> Denied | None:
+    """The answer to every host while none may begin: frozen, halted, paused, or outside the windows. None when it depends."""
+    return _frozen(request) or _stopped(request) or _outside_window(request)
 
 
 def unpromoted(policy: RolloutTable, role: Role, rollout: Rollout, build: str) -> Denied | None:

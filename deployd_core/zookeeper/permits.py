@@ -17,7 +17,7 @@ from functools import partial
 from msgspec import Struct
 from msgspec.structs import replace
 
-from deployd_core.admission import Granted, Request, admit, unpromoted
+from deployd_core.admission import Granted, Request, admit, closed_to_all, unpromoted
 from deployd_core.clock import rfc3339
 from deployd_core.coordination import Denial, Denied, HostStatus, Permit, Rollout, Snapshot, Waiter
 from deployd_core.model import FleetLimit, Role
@@ -43,6 +43,8 @@ _BATCH = 32
 """Hosts that one transaction admits at most."""
 _LEAVES = (Denial.FAILED, Denial.PROMOTION, Denial.CHANGED)
 """Answers that are about this host alone: it must not stand in the way of those behind it."""
+_NOBODY = Roll(hosts=1, zone_hosts=1, down={})
+"""Stands for a roll that nobody has called."""
 
 
 class Asking(Struct, frozen=True, kw_only=True):
@@ -164,45 +166,56 @@ class Desk:
             # A node that is not there has no version to check: make it, and let the host look at it first.
             ensure_scaffold(self._session, self._service)
             return Denied(code=Denial.CHANGED, reason="the service was not complete in ZooKeeper: look again")
-        not_yet = self._unpromoted(asking) or self._queue(asking)
+        not_yet = self._unpromoted(asking)
         if not_yet is not None:
             return not_yet
+        if self._stands_behind(asking):
+            if not self.place.loses_patience(asking.now) or self._all_wait(asking):
+                return _queued(asking)
+            # Nothing of it is watched: all may lose patience, and must not all be woken then.
+            return self._ask(asking, NodeCache(self._session, bool, watching=False))
+        return self._ask(asking, self._cache)
+
+    def _stands_behind(self, asking: Asking) -> bool:
+        """Stand in the queue, if it matters who comes first; whether another one's turn comes before ours."""
+        if not asking.counts:
+            return False
+        member = asking.snapshot.membership
+        rank = class_of(member.role, down=asking.down, priority=asking.priority)
+        self.place.join(member.zone, rank, asking.waiter(self._nonce))
+        return self.place.stands_behind(asking.now)
+
+    def _all_wait(self, asking: Asking) -> bool:
+        """Whether everybody waits, for room or for the end of a stop, and not for the one before them."""
+        most = asking.limit.hosts.at_most(asking.snapshot.hosts) if asking.limit.hosts else None
+        permits = self._session.stat(self._paths.permits)
+        full = most is not None and permits is not None and permits.children >= most
+        if full or self._closed_to_all(asking):
+            self.place.be_patient(asking.now)
+            return True
+        return False
+
+    def _closed_to_all(self, asking: Asking) -> bool:
+        rollout = read_rollout(self._paths, self._session.get_many((self._paths.rollout,)), Problems(self._session))
+        scene = _Scene(rollout=rollout, rollout_version=0, holders={}, admission=0, granted_at=0.0, roll=_NOBODY)
+        return closed_to_all(_request(asking, scene, asking.snapshot.host)) is not None
+
+    def _ask(self, asking: Asking, cache: NodeCache) -> Denied | None:
+        """Look whether there is room, through a cache that watches or not; take it, for those behind us, too."""
         behind = self.place.ask_behind_us() if asking.counts else None  # in one round with the rest
-        scene = self._look(asking)
+        scene = self._look(asking, cache)
         if scene is None:
             ensure_scaffold(self._session, self._service)
             return None
         self.held, self.hosts = len(scene.holders), scene.roll.hosts
-        decision = admit(_request(asking, scene, snapshot.host))
+        decision = admit(_request(asking, scene, asking.snapshot.host))
         if isinstance(decision, Denied):
             self.place.be_patient(asking.now)
-            return replace(decision, stuck=self._stuck(asking, scene))
+            return replace(decision, stuck=self._stuck(asking, scene)) if cache is self._cache else _queued(asking)
         next_ones = behind() if behind else ()
         if next_ones is None or (asking.counts and self.place.path is None):
             return None
         return self._grant(asking, scene, self._also(asking, scene, next_ones))
-
-    def _queue(self, asking: Asking) -> Denied | None:
-        """Stand in the queue, if it matters who comes first; None when it is our turn."""
-        if not asking.counts:
-            return None
-        member = asking.snapshot.membership
-        rank = class_of(member.role, down=asking.down, priority=asking.priority)
-        self.place.join(member.zone, rank, asking.waiter(self._nonce))
-        if self.place.stands_behind(asking.now) is None and not (self.place.loses_patience(asking.now) and self._is_full(asking)):
-            return None
-        return Denied(code=Denial.QUEUED, reason=f"in the queue of zone {member.zone}: others asked first")
-
-    def _is_full(self, asking: Asking) -> bool:
-        """Whether everybody waits for room, and not for the one before them: all may lose patience while one host restarts, and
-        must not all watch the permits for that.
-        """
-        most = asking.limit.hosts.at_most(asking.snapshot.hosts) if asking.limit.hosts else None
-        permits = self._session.stat(self._paths.permits)
-        full = most is not None and permits is not None and permits.children >= most
-        if full:
-            self.place.be_patient(asking.now)
-        return full
 
     def _unpromoted(self, asking: Asking) -> Denied | None:
         """A host of the fleet does not even queue before the canaries are done, and watches nothing but the rollout."""
@@ -212,12 +225,13 @@ class Desk:
         rollout = read_rollout(self._paths, self._cache.read((path,)), Problems(self._session))
         return unpromoted(asking.policy, snapshot.membership.role, rollout, snapshot.enabled.build if snapshot.enabled else "")
 
-    def _look(self, asking: Asking) -> _Scene | None:
-        """Read what the decision depends on, and watch it; None when it is not all there."""
-        paths, cache = self._paths, self._cache
+    def _look(self, asking: Asking, cache: NodeCache) -> _Scene | None:
+        """Read what the decision depends on; None when it is not all there."""
+        paths = self._paths
+        roll_call = self._roll_call if cache is self._cache else RollCall(self._session, self._service, cache)
         # In one round, on the way from a release to the next start.
         rollout_read = cache.ask(paths.rollout)
-        permits = cache.children((paths.permits, *self._roll_call.nodes))[paths.permits]
+        permits = cache.children((paths.permits, *roll_call.nodes))[paths.permits]
         rollout_read()
         gate = cache.read((paths.rollout,))[paths.rollout]
         if gate is None or permits is None:
@@ -232,7 +246,7 @@ class Desk:
             holders=zones,
             admission=permits.stat.version,
             granted_at=permits.stat.mtime,
-            roll=self._roll_call.call(_percent_zone(asking)),
+            roll=roll_call.call(_percent_zone(asking)),
         )
 
     def _stuck(self, asking: Asking, scene: _Scene) -> tuple[str, ...]:
@@ -369,6 +383,10 @@ def _permit(asking: Asking, waiter: Waiter) -> Permit:
         since=rfc3339(asking.now.timestamp()),
         nonce=waiter.nonce,
     )
+
+
+def _queued(asking: Asking) -> Denied:
+    return Denied(code=Denial.QUEUED, reason=f"in the queue of zone {asking.snapshot.membership.zone}: others asked first")
 
 
 def _percent_zone(asking: Asking) -> str | None:

@@ -140,17 +140,17 @@ class Place:
         """Our node went with the grant."""
         self.path = None
 
-    def stands_behind(self, now: datetime) -> str | None:
-        """The waiter right before us, watched; None when there is none, or it has stood there for too long."""
+    def stands_behind(self, now: datetime) -> bool:
+        """Whether there is a waiter right before us, which is watched then."""
         if self._before is None:
-            return None
+            return False
         if self._before == self._gone or not self._look_before(self._before):
             # Its turn came, nearly always. Should it have died in the middle of the queue, we are one head too many until we are
             # about to admit somebody, and look at the whole queue.
             self._before = None
-            return None
+            return False
         self._before_since = self._before_since or now
-        return None if self.loses_patience(now) else self._before
+        return True
 
     def loses_patience(self, now: datetime) -> bool:
         """Whether the same waiter has stood before us for so long that we look for ourselves whether it leaves room unused."""

@@ -961,6 +961,21 @@ def test_a_head_that_waits_for_room_is_never_passed(world: World) -> None:
         assert Denial.QUEUED is code_of(take(hosts["h3"]))
 
 
+@pytest.mark.parametrize("why", ["pause", "freeze", "stagger"])
+def test_nobody_loses_patience_with_a_head_that_may_not_go(world: World, why: str) -> None:
+    """There is room, and however long nobody may take it, those behind the head stay behind it."""
+    if why == "stagger":
+        world.apply(make_spec(stagger=Duration("1h")))
+    hosts = waiting(world, "h1 h2 h3")
+    {"pause": world.pause, "freeze": world.freeze, "stagger": bool}[why]()
+    give_back(hosts["h1"])
+    eventually(lambda: not world.permits())
+
+    for _ in range(3):
+        assert Denial.QUEUED is code_of(take_until_known(hosts["h3"]))
+        world.clock.ahead += PATIENCE + timedelta(seconds=1)
+
+
 def test_a_head_that_stands_still_is_passed_after_a_while(world: World) -> None:
     """When there is room and the head does not take it, the next one does, though not at once."""
     hosts = waiting(world, "h1 h2 h3")
