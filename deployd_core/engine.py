@@ -50,7 +50,7 @@ _CHANGES_DISK = ("fetch", "unpack", "runstep", "flip", "settle", "tidy")
 _EXCLUSIVE = (*ending.DISRUPTIVE, "settle", "tidy", "takepermit")
 """Acts of which no second one is begun beside a first that hangs."""
 _GIVING_BACK = ("takepermit", "settle", "recordfailure")
-"""Acts that wait for ZooKeeper alone: when it has answered there is no reason to wait on."""
+"""Acts that may wait for ZooKeeper: when it has something new to say there is no reason to wait on."""
 
 
 class Engine:
@@ -164,7 +164,7 @@ class Engine:
             _LOG.warning("%s: %s", self.service, error)
             self._read_at = now - _REREAD_EVERY + _RETRY
             return
-        self._read_at = now
+        woken, self._read_at = self._woken_at >= self._read_at, now
         self._look_at_disk()  # a person may have put right what was in the way
         before, self._snapshot = self._snapshot, snapshot
         if before is None or before.spec != snapshot.spec or snapshot.problem or self._problem:
@@ -175,7 +175,7 @@ class Engine:
             self._take_aim()
         elif before is not None and (before.failure is None) != (snapshot.failure is None):
             self._take_aim()  # it goes back to its last good build, or somebody wants it tried again
-        for key in _GIVING_BACK:
+        for key in _GIVING_BACK if woken else ():
             self._setbacks.lift(key)
 
     def _prepare(self, snapshot: Snapshot) -> None:

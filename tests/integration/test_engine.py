@@ -16,10 +16,12 @@ import pytest
 from deployd_core.clock import SystemClock
 from deployd_core.coordination import Link, Permit
 from deployd_core.engine import Engine
+from deployd_core.errors import Unavailable
 from deployd_core.events import Events
 from deployd_core.model import FleetLimit
 from deployd_core.performing import Identity, Performer
 from deployd_core.plugins import Plugins, convert
+from deployd_core.releases import ReleaseStore
 from deployd_core.spec import ServiceSpec
 from deployd_core.testing.coordination import MemoryEnsemble
 from deployd_core.units import Share
@@ -134,6 +136,30 @@ def test_a_slow_answer_to_a_report_makes_no_busy_loop(host: Host) -> None:
 
     rounds, _ = host.rounds, slow.set()
     assert rounds < 100
+
+
+def test_what_cannot_be_put_on_record_is_tried_again_with_patience(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full when a deploy is put on record makes no busy loop, and ends no more than the wait."""
+    host.apply()
+    full = threading.Event()
+    inner, tries = ReleaseStore.mark_good, []
+
+    def mark_good(store: ReleaseStore, build_id: str) -> None:
+        tries.append(build_id)
+        if full.is_set():
+            raise Unavailable("the disk is full")
+        inner(store, build_id)
+
+    monkeypatch.setattr(ReleaseStore, "mark_good", mark_good)
+    full.set()
+    host.enable("v1")
+    host.start()
+    host.wait(lambda status: status.last_error == "the disk is full")
+    time.sleep(2)
+    assert len(tries) < 10
+
+    full.clear()
+    host.wait(lambda status: status.step == "converged")
 
 
 def test_a_problem_that_comes_while_a_report_is_under_way_is_reported_soon(host: Host) -> None:
