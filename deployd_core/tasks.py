@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from deployd_core.clock import Clock
-from deployd_core.errors import DeploydError, PluginError
+from deployd_core.errors import DeploydError, PluginError, Unavailable
 
 _LOG = logging.getLogger("deployd.tasks")
 
@@ -100,10 +100,16 @@ class ThreadTasks:
         thread = threading.Thread(target=self._run, args=(key, function, started, epoch), name=f"deployd-{key}", daemon=True)
         with self._lock:
             self._under_way[key] = (thread, started, started + timeout, epoch)
-        if len(hanging) < (1 if exclusive else _MAX_ABANDONED):
-            thread.start()
-        else:
+        error: Exception | None = None
+        if len(hanging) >= (1 if exclusive else _MAX_ABANDONED):
             error = Overdue(f"{len(hanging)} earlier {'call' if len(hanging) == 1 else 'calls'} of it still hang")
+        else:
+            try:
+                thread.start()
+            except RuntimeError as refused:
+                # Left under way, it would keep its key busy until its deadline: hours, for a fetch.
+                error = Unavailable(f"{key} could not begin: {refused}", hint="see the limits of the agent: TasksMax, ulimit -u")
+        if error is not None:
             self._end(thread, Outcome(key=key, epoch=epoch, started=started, ended=started, error=error))
 
     def collect(self) -> list[Outcome]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from deployd_core.clock import SystemClock
+from deployd_core.errors import Unavailable
 from deployd_core.tasks import Outcome, Overdue, ThreadTasks
 
 
@@ -92,3 +95,24 @@ def test_a_call_that_always_hangs_is_refused_after_three_threads() -> None:
     assert "3 earlier calls of it still hang" in str(outcome.error)
     assert threading.active_count() - before == 3
     release.set()
+
+
+def test_a_task_that_gets_no_thread_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has no thread to spare for a moment costs a task that moment, and not the hours until its deadline."""
+    awake = threading.Event()
+    tasks = ThreadTasks(SteppedClock(), awake.set)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        tasks.start("fetch:v1", lambda: 42, timeout=6 * 3600, epoch=3)
+    [outcome] = tasks.collect()
+
+    assert isinstance(outcome.error, Unavailable)
+    assert "fetch:v1 could not begin: can't start new thread" == str(outcome.error)
+    assert tasks.busy == frozenset()
+    awake.clear()
+    tasks.start("fetch:v1", lambda: 42, timeout=6 * 3600, epoch=3)
+    assert collect_one(tasks, awake).value == 42
