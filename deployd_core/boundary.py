@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from deployd_core.errors import DeploydError, PluginError
+from deployd_core.errors import DeploydError, PluginError, Unavailable
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,7 +55,7 @@ def call_plugin(provider: Provider, doing: str, function: Callable[[], R]) -> R:
 
     Raises:
         DeploydError: The plugin raised it on purpose.
-        PluginError: The plugin raised anything else.
+        PluginError: The plugin raised anything else, an ``asyncio.CancelledError`` as well as a ValueError.
     """
     began = time.perf_counter()
     outcome = ""
@@ -64,7 +64,9 @@ def call_plugin(provider: Provider, doing: str, function: Callable[[], R]) -> R:
     except DeploydError as error:
         outcome = f", raised {type(error).__name__}: {error}"
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if not isinstance(error, Exception | SystemExit) and threading.current_thread() is threading.main_thread():
+            raise  # Ctrl-C, which comes to this thread alone: on any other it is the plugin's own
         outcome = f", raised {type(error).__name__}: {error}"
         raise PluginError(f"plugin {provider} failed {doing}: {type(error).__name__}: {error}") from error
     finally:
@@ -91,6 +93,7 @@ class Bound(Generic[T]):
         Raises:
             DeploydError: See `call_plugin`.
             PluginError: It has not answered, or an earlier call of this kind still has not; the thread is left to itself.
+            Unavailable: There is no thread to be had.
         """
         if self._late is not None and self._late.is_alive():
             raise PluginError(f"plugin {self.provider} failed {doing}: an earlier call still hangs")
@@ -104,7 +107,10 @@ class Bound(Generic[T]):
                 errors.append(error)
 
         thread = threading.Thread(target=call, name=f"deployd-{self.name}", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise Unavailable(f"{doing} with plugin {self.provider} could not begin: {error}") from error
         thread.join(seconds)
         if errors:
             raise errors[0]

@@ -1,5 +1,6 @@
 """The one place where a plugin's code is called."""
 
+import asyncio
 import threading
 
 import pytest
@@ -13,7 +14,7 @@ ACME = Provider(entry="acme", distribution="acme-deployd", version="0.3", origin
 def raiser(error):
     """A plugin call that raises this."""
 
-    def call():
+    def call(*_):
         raise error
 
     return call
@@ -49,6 +50,13 @@ def test_an_interrupt_is_nobodys_fault():
     """Ctrl-C goes through the boundary."""
     with pytest.raises(KeyboardInterrupt):
         call_plugin(ACME, "anything", raiser(KeyboardInterrupt()))
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), GeneratorExit(), KeyboardInterrupt()])
+def test_on_a_thread_of_its_own_nothing_gets_through(error):
+    """There nobody interrupts it from outside: whatever it raises is its own, and must not end the caller's thread."""
+    with pytest.raises(PluginError, match=f"acme .* failed planning: {type(error).__name__}"):
+        Bound([], "list", ACME).call_within(10, "planning", lambda _: raiser(error)())
 
 
 def test_a_bound_plugin_is_called_through_the_boundary():
@@ -91,6 +99,14 @@ def test_a_call_that_hangs_is_left_and_none_is_made_beside_it():
 
     assert bound.call_within(30, "planning", lambda _: "an answer") == "an answer"
     assert [] == calls
+
+
+def test_a_machine_without_a_thread_to_spare_is_no_fault_of_a_plugin(monkeypatch):
+    """It is worth trying again, and said with what was to be done."""
+    monkeypatch.setattr(threading.Thread, "start", raiser(RuntimeError("can't start new thread")))
+
+    with pytest.raises(Unavailable, match="planning with plugin acme .* could not begin: can't start new thread"):
+        Bound([], "list", ACME).call_within(10, "planning", len)
 
 
 def test_every_call_can_be_traced():
