@@ -202,7 +202,10 @@ def _add_zip_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, tree: Tree
 
 def _zip_time(member: zipfile.ZipInfo) -> float:
     """The time of a member, which has no zone: taken as UTC, so that every host makes the same of it."""
-    return float(max(0, timegm((*member.date_time, 0, 0, 0))))
+    try:
+        return float(max(0, timegm((*member.date_time, 0, 0, 0))))
+    except ValueError:
+        return 0.0  # its month is none: Go, for one, writes zeros where it was told no time
 
 
 def _write(descriptor: int, chunk: memoryview) -> None:

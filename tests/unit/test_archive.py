@@ -136,6 +136,17 @@ def test_zip_unpacks_with_modes_and_links(tmp_path: Path) -> None:
     assert b"text" == (into / "bin/link").read_bytes()
 
 
+@pytest.mark.parametrize("date", [b"\0\0\0\0", b"\0\0\xff\xff"], ids=["zeros", "month 15"])
+def test_zip_without_a_time_unpacks(tmp_path: Path, date: bytes) -> None:
+    """What writes no date, as Go does where it is told none, has made a zip like any other."""
+    data = zip_bytes(("a", b"text", 0), patch=(b"\0\0\x21\0", date))
+
+    into = unpack_bytes(tmp_path, data)
+
+    assert b"text" == (into / "a").read_bytes()
+    assert 0 == (into / "a").stat().st_mtime
+
+
 def test_result_counts_members_and_bytes(tmp_path: Path) -> None:
     """The result says how many members and bytes were unpacked, and calls `check` on the way."""
     (tmp_path / "build").write_bytes(tar_bytes(entry("a", b"123"), entry("b/c", b"45")))
