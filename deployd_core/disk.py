@@ -6,7 +6,8 @@ import ctypes
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -97,6 +98,73 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def make_directory(path: Path, mode: int) -> None:
+    """Make a directory that is missing, of this mode whatever the umask, and what is missing above it, open to read for everybody.
+
+    Raises:
+        ConfigError: A file is where it should be.
+        OSError: It cannot be made.
+    """
+    if path.is_dir():
+        return
+    if not path.parent.is_dir():
+        make_directory(path.parent, 0o755)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if not path.is_dir():
+            raise ConfigError(f"{path} is no directory", hint=f"move it away: mv {path} {path}.old") from None
+    else:
+        path.chmod(mode)
+
+
+def remove_all(paths: Iterable[Path]) -> OSError | None:
+    """Remove files, and directories with all that is in them, as many as can be; the first error."""
+    problem: OSError | None = None
+    for path in paths:
+        try:
+            _remove(path)
+        except OSError as error:
+            problem = problem or error
+    return problem
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        # Some tools make the directories of what they have fetched read-only, and only root can remove what is in those.
+        _make_writable(path)
+        shutil.rmtree(path)
+
+
+def _make_writable(top: Path) -> None:
+    top.chmod(0o700)
+    for directory, names, _ in os.walk(top):
+        for path in (Path(directory, name) for name in names):
+            if not path.is_symlink():
+                path.chmod(0o700)
+
+
+def names_in(directory: Path) -> tuple[str, ...]:
+    """The names in a directory; none when there is no such directory."""
+    try:
+        return tuple(os.listdir(directory))  # noqa: PTH208  # names are all that is wanted
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+
+
+def link_target(path: Path) -> str | None:
+    """Where a symbolic link points; None when it is missing, or no link."""
+    try:
+        return str(path.readlink())
+    except OSError:
+        return None
 
 
 def space_taken(path: Path) -> int:

@@ -17,12 +17,13 @@ machine, leaves the old or the new, and leftovers that `ReleaseStore.prepare` cl
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
-import shutil
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -33,13 +34,26 @@ from deployd_core.api import Source
 from deployd_core.archive import unpack
 from deployd_core.clock import rfc3339
 from deployd_core.decoding import decode_json
-from deployd_core.disk import disk_errors, require_free, space_taken, sync_directory, sync_filesystem, write_atomically
+from deployd_core.disk import (
+    disk_errors,
+    link_target,
+    make_directory,
+    names_in,
+    remove_all,
+    require_free,
+    space_taken,
+    sync_directory,
+    sync_filesystem,
+    write_atomically,
+)
 from deployd_core.errors import BuildRefused, ConfigError, NotFound, Unavailable
 from deployd_core.fetching import Fetch, Progress, Retry, archive_of, read_about
 from deployd_core.history import HistoryFile
 from deployd_core.model import Build, Release, check_build_id, check_digest
 from deployd_core.retention import Disk, ReleaseInfo, to_remove
 from deployd_core.tree import OWN_NAME, Limits
+
+_LOG = logging.getLogger("deployd.releases")
 
 _CHECK_EVERY = 4 << 20
 _MARKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,199}")
@@ -89,16 +103,19 @@ class ReleaseStore:
             ConfigError: The agent may not write there, or a file is where a directory should be.
             Unavailable: The disk is full or broken.
         """
-        with disk_errors(f"the directories of {self.service} cannot be prepared", self.root):
+        with self._changing(f"the directories of {self.service} cannot be prepared"):
+            left = (*self._unpacking.iterdir(), *self._trash.iterdir(), *self._own.glob(".*"), *self._incoming.glob(".*"))
+        if problem := remove_all(left):
+            _LOG.warning("%s: what a crash has left cannot be removed: %s", self.service, problem)
+
+    @contextmanager
+    def _changing(self, what: str) -> Iterator[None]:
+        """Have the directories there: they may have been removed since, or a disk have been mounted over them."""
+        with disk_errors(what, self.root):
             for directory in (self.root, self.releases, self.shared, self._own, self._incoming, self._unpacking, self._trash):
-                if directory.exists() and not directory.is_dir():
-                    raise ConfigError(f"{directory} is no directory", hint=f"move it away: mv {directory} {directory}.old")
                 # Archives may hold secrets, and only the agent has business in its own directory.
-                directory.mkdir(mode=0o700 if self._own in (directory, directory.parent) else 0o755, parents=True, exist_ok=True)
-            for leftover in (*self._unpacking.iterdir(), *self._trash.iterdir()):
-                _remove(leftover)
-            for leftover in (*self._own.glob(".*"), *self._incoming.glob(".*")):
-                leftover.unlink()
+                make_directory(directory, 0o700 if self._own in (directory, directory.parent) else 0o755)
+            yield
 
     def look(self) -> Disk:
         """Read what is there. Changes nothing, and needs no directory to exist.
@@ -109,12 +126,12 @@ class ReleaseStore:
         """
         with disk_errors(f"the releases of {self.service} cannot be read", self.root):
             history, damage = self._history.read()
-            releases = {info.build.id: info for info in map(self._info, _names(self.releases)) if info is not None}
+            releases = {info.build.id: info for info in map(self._info, names_in(self.releases)) if info is not None}
             current = self._current()
             return Disk(
                 releases=releases,
                 current=current if current in releases else None,
-                fetched=frozenset(f"sha256:{name[:-8]}" for name in _names(self._incoming) if name.endswith(".archive")),
+                fetched=frozenset(f"sha256:{name[:-8]}" for name in names_in(self._incoming) if name.endswith(".archive")),
                 good=history.good,
                 flips=history.happened(current),
                 problem=self._in_the_way() or damage,
@@ -137,16 +154,18 @@ class ReleaseStore:
         """
         if self._published(build) or archive_of(self._incoming, build.digest).exists():
             return
-        Fetch(
-            self._incoming,
-            build,
-            service=self.service,
-            reserve=self._reserve,
-            max_size=self._max_archive,
-            retry=self._retry,
-            stop=stop,
-            progress=progress,
-        ).run(source, timeout)
+        with self._changing(f"build {build.id} of {self.service} could not be fetched"):
+            transfer = Fetch(
+                self._incoming,
+                build,
+                service=self.service,
+                reserve=self._reserve,
+                max_size=self._max_archive,
+                retry=self._retry,
+                stop=stop,
+                progress=progress,
+            )
+        transfer.run(source, timeout)
 
     def unpack(self, build: Build, *, stop: Event) -> None:
         """Make a release of a fetched archive; nothing happens when it is there. It appears whole or not at all.
@@ -169,9 +188,8 @@ class ReleaseStore:
         temporary = self._unpacking / f"{build.id}.{secrets.token_hex(4)}"
         published = False
         try:
-            with disk_errors(what, self.root):
-                temporary.mkdir(mode=0o755)
-                temporary.chmod(0o755)  # whatever the umask
+            with self._changing(what):
+                make_directory(temporary, 0o755)
                 unpacked = unpack(archive, temporary, limits=self._limits, check=self._watch(what, stop))
                 self._write_manifest(temporary, build, unpacked.format, unpacked.size)
                 sync_filesystem(temporary)
@@ -182,7 +200,7 @@ class ReleaseStore:
             raise BuildRefused(f"build {build.id} of {self.service}: {error.message}", hint=error.hint) from error
         finally:
             if not published:
-                shutil.rmtree(temporary, ignore_errors=True)  # else `prepare` does it
+                remove_all((temporary,))  # else `prepare` does it
 
     def release(self, build_id: str) -> Release:
         """The release of a build.
@@ -223,7 +241,7 @@ class ReleaseStore:
         """
         self.release(build_id)
         target = f"releases/{build_id}"
-        with disk_errors(f"current of {self.service} could not be flipped to build {build_id}", self.root):
+        with self._changing(f"current of {self.service} could not be flipped to build {build_id}"):
             history, damage = self._history.read()
             problem = self._in_the_way() or damage
             if problem:
@@ -241,7 +259,7 @@ class ReleaseStore:
                 temporary.unlink(missing_ok=True)
                 raise
             sync_directory(self.root)
-            found = _link(self.current)
+            found = link_target(self.current)
         if found != target:
             raise Unavailable(
                 f"{self.current} was flipped to {target}, but now points at {found}", hint="does something else write it?"
@@ -255,7 +273,7 @@ class ReleaseStore:
             Unavailable: The disk is full or broken.
         """
         check_build_id(build_id)
-        with disk_errors(f"build {build_id} of {self.service} could not be marked good", self._own):
+        with self._changing(f"build {build_id} of {self.service} could not be marked good"):
             history, damage = self._history.read()
             if damage:
                 raise ConfigError(damage)
@@ -277,7 +295,7 @@ class ReleaseStore:
             Unavailable: The disk is broken.
             ConfigError: The agent may not write there.
         """
-        with disk_errors(f"old releases of {self.service} could not be removed", self.root):
+        with self._changing(f"old releases of {self.service} could not be removed"):
             disk = self.look()
             sizes = {} if keep_bytes is None else {build: self._size(info) for build, info in disk.releases.items()}
             removed = to_remove(disk, sizes, keep=keep, keep_bytes=keep_bytes, protect=protect)
@@ -286,6 +304,8 @@ class ReleaseStore:
             digests = {info.build.digest for build_id, info in disk.releases.items() if build_id not in removed}
             self._prune_incoming(digests, protect)
             self._prune_logs(protect | (disk.releases.keys() - set(removed)))
+            if problem := remove_all(tuple(self._trash.iterdir())):
+                raise problem
         return removed
 
     def _prune_incoming(self, digests: set[str], protect: frozenset[str]) -> None:
@@ -297,16 +317,14 @@ class ReleaseStore:
     def _prune_logs(self, builds: Set[str]) -> None:
         """The logs of steps begin with the build and a dash."""
         logs = self._own / "logs"
-        for name in _names(logs):
+        for name in names_in(logs):
             if not any(name.startswith(f"{build}-") for build in builds):
                 (logs / name).unlink(missing_ok=True)
 
     def _discard(self, directory: Path) -> None:
-        """Remove a release; from its first moment on it is no release any more."""
-        aside = self._trash / f"{directory.name}.{secrets.token_hex(4)}"
-        directory.rename(aside)
+        """Put a release into the trash, from where it goes when all have been put there."""
+        directory.rename(self._trash / f"{directory.name}.{secrets.token_hex(4)}")
         sync_directory(directory.parent)
-        _remove(aside)
 
     def _size(self, info: ReleaseInfo) -> int:
         """Bytes that a release takes with its archive, whatever its steps have added."""
@@ -334,7 +352,7 @@ class ReleaseStore:
             return None
         return ReleaseInfo(
             build=Build(id=build_id, digest=manifest.digest),
-            steps=frozenset(_names(own / "steps")),
+            steps=frozenset(names_in(own / "steps")),
             size=manifest.size,
             published_at=manifest.published_at,
         )
@@ -363,7 +381,7 @@ class ReleaseStore:
 
     def _current(self) -> str | None:
         """The name that `current` leads to in `releases`, however the link is written."""
-        target = _link(self.current)
+        target = link_target(self.current)
         if target is None:
             return None
         path = Path(os.path.normpath(self.root / target))
@@ -374,27 +392,6 @@ class ReleaseStore:
             kind = "directory" if self.current.is_dir() else "file"
             return f"{self.current} is a {kind}, where deployd needs a link; move it away: mv {self.current} {self.current}.old"
         return ""
-
-
-def _names(directory: Path) -> tuple[str, ...]:
-    try:
-        return tuple(os.listdir(directory))  # noqa: PTH208  # names are all that is wanted
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
-
-
-def _link(path: Path) -> str | None:
-    try:
-        return str(path.readlink())
-    except OSError:  # missing, or no link
-        return None
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 __all__ = ["Disk", "ReleaseInfo", "ReleaseStore"]

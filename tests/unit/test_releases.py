@@ -7,10 +7,11 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import stat
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -478,6 +479,124 @@ def test_leftovers_of_a_crash_are_cleared(store: ReleaseStore) -> None:
     assert [] == files(own / "unpacking")
     assert [] == files(own / "trash")
     assert ["abc.part"] == files(own / "incoming")
+
+
+def no_rights_to(monkeypatch: pytest.MonkeyPatch, refuses: Callable[[Path], OSError | None]) -> None:
+    """Have the removal of a directory fail for what is in it, whoever runs the test."""
+    inner = shutil.rmtree
+
+    def rmtree(top: Path) -> None:
+        for directory, _, _ in os.walk(top):
+            if error := refuses(Path(directory)):
+                raise error
+        inner(top)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+
+
+def busy(directory: Path) -> OSError | None:
+    """What the kernel says when something is mounted there."""
+    return OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(directory)) if directory.name == "mounted" else None
+
+
+def read_only(directory: Path) -> OSError | None:
+    """What it says to anybody but root."""
+    writable = directory.stat().st_mode & stat.S_IWUSR
+    return None if writable else PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
+
+
+def test_what_cannot_be_removed_does_not_stop_a_service(
+    store: ReleaseStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Leftovers are in nobody's way: one that resists is told of, and the others go."""
+    trash = store.root / ".deployd/trash"
+    for name in ("v0/mounted", "v1/app", "v2/mounted", "v3/app"):
+        (trash / name).mkdir(parents=True)
+    no_rights_to(monkeypatch, busy)
+
+    store.prepare()
+
+    assert ["v0", "v2"] == files(trash)
+    assert "web: what a crash has left cannot be removed: [Errno 16]" in caplog.text
+
+
+def test_a_release_that_cannot_be_removed_keeps_no_other(store: ReleaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What resists is said, when everything else has gone, and tried again the next time."""
+    for build_id in ("v1", "v2", "v3"):
+        publish(store, build_id)
+    (store.root / "releases/v1/mounted").mkdir()
+    with monkeypatch.context() as patch:
+        no_rights_to(patch, busy)
+
+        with pytest.raises(Unavailable, match=r"old releases of web could not be removed: /.*/mounted: Device or resource busy"):
+            store.prune(keep=0, keep_bytes=None, protect=frozenset({"v3"}))
+
+    assert ["v3"] == files(store.root / "releases")
+    assert ["v1"] == [name.partition(".")[0] for name in files(store.root / ".deployd/trash")]
+    assert 1 == len(list((store.root / ".deployd/incoming").glob("*.archive")))
+
+    store.prune(keep=0, keep_bytes=None, protect=frozenset({"v3"}))
+    assert [] == files(store.root / ".deployd/trash")
+
+
+def test_what_a_step_made_read_only_can_be_removed(store: ReleaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that is not root removes it too; what a link in it leads to is left as it is."""
+    publish(store, "v1")
+    publish(store, "v2")
+    outside = store.root / "shared/outside"
+    outside.mkdir(mode=0o500)
+    module = store.root / "releases/v1/modules/one"
+    module.mkdir(parents=True)
+    (module / "link").symlink_to(outside)
+    module.chmod(0o500)
+    module.parent.chmod(0o500)
+    no_rights_to(monkeypatch, read_only)
+
+    store.prune(keep=0, keep_bytes=None, protect=frozenset({"v2"}))
+
+    assert [] == files(store.root / ".deployd/trash")
+    assert 0o500 == stat.S_IMODE(outside.stat().st_mode)
+
+
+@pytest.mark.parametrize("gone", ["", "releases", ".deployd"])
+def test_what_vanished_under_a_running_agent_is_made_again(store: ReleaseStore, gone: str) -> None:
+    """Somebody clears a directory, or mounts a disk over it, after the agent was started: the next deploy goes on."""
+    publish(store, "v1")
+    store.flip("v1")
+    shutil.rmtree(store.root / gone)
+
+    publish(store, "v2")
+    store.flip("v2")
+    store.mark_good("v2")
+    store.prune(keep=0, keep_bytes=None, protect=frozenset())
+
+    assert "v2" == (store.root / "current/app/version").read_text()
+    assert 0o700 == stat.S_IMODE((store.root / ".deployd").stat().st_mode)
+
+
+def test_users_of_a_service_get_in_whatever_the_umask(tmp_path: Path) -> None:
+    """An agent that was started with a strict umask makes no releases that only it can read; its own directory stays its own."""
+    before = os.umask(0o077)
+    try:
+        made = ReleaseStore("web", tmp_path / "srv/web")
+        made.prepare()
+        publish(made, "v1")
+    finally:
+        os.umask(before)
+
+    open_to_all = [tmp_path / "srv", made.root, made.releases, made.shared, made.releases / "v1"]
+    assert {0o755} == {stat.S_IMODE(path.stat().st_mode) for path in open_to_all}
+    assert 0o700 == stat.S_IMODE((made.root / ".deployd").stat().st_mode)
+
+
+def test_what_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    """A directory that somebody made is his."""
+    (tmp_path / "releases").mkdir()
+    (tmp_path / "releases").chmod(0o750)
+
+    ReleaseStore("web", tmp_path).prepare()
+
+    assert 0o750 == stat.S_IMODE((tmp_path / "releases").stat().st_mode)
 
 
 def test_file_where_a_directory_should_be(tmp_path: Path) -> None:
