@@ -12,12 +12,17 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+import msgspec
 from msgspec import Struct
 
+from deployd_core.decoding import convert
 from deployd_core.errors import DeploydError, PluginError, Unavailable
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_SHOWN = 100
+"""Characters of what a plugin returned, in a message."""
 
 
 class Provider(Struct, frozen=True, kw_only=True):
@@ -86,6 +91,19 @@ class Bound(Generic[T]):
     def call(self, doing: str, use: Callable[[T], R]) -> R:
         """Call into it; see `call_plugin`."""
         return call_plugin(self.provider, doing, lambda: use(self.plugin))
+
+    def ask(self, kind: type[R], doing: str, use: Callable[[T], object]) -> R:
+        """Call into it for a value of one of our types, and have nothing else; see `call_plugin`.
+
+        Raises:
+            PluginError: What it returned is none, at the latest in one of its fields.
+        """
+        answer = self.call(doing, use)
+        try:
+            return convert(msgspec.to_builtins(answer), kind)
+        except (msgspec.ValidationError, TypeError) as error:
+            returned = f"it returned {repr(answer)[:_SHOWN]}: {error}"
+            raise PluginError(f"plugin {self.provider} failed {doing}: {returned}") from error
 
     def call_within(self, seconds: float, doing: str, use: Callable[[T], R]) -> R:
         """Call into it on a thread of its own, and wait no longer than so many seconds.

@@ -17,6 +17,7 @@ from deployd_core.api import (
     Gate,
     Manager,
     Options,
+    Passing,
     Probe,
     ProbeOptions,
     Reporter,
@@ -98,6 +99,15 @@ class ServiceSetup(Struct, frozen=True, kw_only=True, dict=True):
     def probe_options(self) -> ProbeOptions:
         """What the spec's probe was told; the defaults when there is none."""
         return self.probe.plugin.options if self.probe else ProbeOptions()
+
+    @property
+    def passing(self) -> Passing:
+        """How our own connections get past a closed gate.
+
+        Raises:
+            DeploydError: The gate cannot say.
+        """
+        return self.gate.ask(Passing, "saying how to get past it", lambda gate: gate.passing()) if self.gate else Passing()
 
     @cached_property
     def rules(self) -> Rules:

@@ -137,15 +137,14 @@ class Looking:
             key = f"look:{view.name}"
             if now < watch.next_look or key in self._tasks.busy or view.phase is Phase.RESTARTING:
                 continue
-            call = make_call(watch.instance, timeout)
             returning = _returning(decision.step, view, watch)
             watch.next_look = now + _COUNTING if returning else self._next_look(decision.step, view, watch, now)
-            self._tasks.start(
-                key,
-                lambda call=call, back=returning: lookout.look(call, call.root, flips, returning=back),  # type: ignore[misc]
-                timeout=timeout + _SPARE,
-                epoch=epoch,
-            )
+
+            def look(instance: Instance = watch.instance, back: bool = returning) -> Sighting:
+                call = make_call(instance, timeout)
+                return lookout.look(call, call.root, flips, returning=back)
+
+            self._tasks.start(key, look, timeout=timeout + _SPARE, epoch=epoch)
 
     def start_facts(self, setup: ServiceSetup, make_call: Callable[[float], HostCall], *, epoch: int, now: float) -> None:
         """Have the strategy look at the world, when it is one that does and it is time."""

@@ -34,7 +34,7 @@ from deployd_core.acts import (
     Unpack,
     WarmUp,
 )
-from deployd_core.api import BuildCall, ClosedGate, DrainOptions, Gate, GateCall, HostCall, InstanceCall, Passing, StepCall
+from deployd_core.api import BuildCall, ClosedGate, DrainOptions, Gate, GateCall, HostCall, InstanceCall, StepCall
 from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.clock import Clock
 from deployd_core.config import ServiceSetup, step_timeout
@@ -95,13 +95,17 @@ class Scene(Struct, frozen=True, kw_only=True):
         return HostCall(service=self.service, host=self.host, zone=self.zone, address=self.address, root=self.root, timeout=timeout)
 
     def instance_call(self, name: str, timeout: float) -> InstanceCall:
-        """What a manager or a probe is told."""
+        """What a manager or a probe is told.
+
+        Raises:
+            DeploydError: The gate cannot say how to get past it.
+        """
         return InstanceCall(
             **msgspec.structs.asdict(self.host_call(timeout)),
             instance=next(instance for instance in self.setup.instances if instance.name == name),
             build=self.current,
             release=self.root / "releases" / self.current if self.current else None,
-            passing=self.setup.gate.plugin.passing() if self.setup.gate else Passing(),
+            passing=self.setup.passing,
         )
 
 

@@ -83,7 +83,7 @@ class Lookout(Struct, frozen=True, kw_only=True):
 
     def _look_at_process(self, call: InstanceCall, root: Path, flips: Sequence[Flip]) -> Sighting:
         try:
-            status = self.manager.call(f"asking for {call.instance.name}", lambda manager: manager.state(call))
+            status = self.manager.ask(Status, f"asking for {call.instance.name}", lambda manager: manager.state(call))
         except DeploydError as error:
             away = isinstance(error, Unavailable)
             return Sighting(state=State.UNKNOWN, verdict=Verdict.unknown(error.message), manager_away=away)
@@ -110,24 +110,23 @@ class Lookout(Struct, frozen=True, kw_only=True):
             return Verdict.healthy(_words(status)) if status.state is State.RUNNING else Verdict.unknown(_words(status))
         checked = msgspec.structs.replace(call, timeout=self.probe_timeout)
         try:
-            return self.probe.call(f"checking {call.instance.name}", lambda probe: probe.check(checked))
+            return self.probe.ask(Verdict, f"checking {call.instance.name}", lambda probe: probe.check(checked))
         except DeploydError as error:
             return Verdict.unknown(error.message)
 
     def _look_at_gate(self, gate: Bound[Gate[Any]], call: InstanceCall, sighting: Sighting, *, returning: bool) -> Sighting:
         name = call.instance.name
         try:
-            closed = next(
-                (found for found in gate.call("listing closed gates", lambda it: it.closed(call)) if found.instance == name), None
-            )
+            gates = gate.ask(tuple[ClosedGate, ...], "listing closed gates", lambda it: tuple(it.closed(call)))
         except DeploydError as error:
             return msgspec.structs.replace(sighting, gate_problem=_problem(error))
+        closed = next((found for found in gates if found.instance == name), None)
         held = closed is not None and not processes.same_owner(closed.owner, self.owner) and processes.owner_lives(closed.owner)
         seen = msgspec.structs.replace(sighting, closed=closed, held=held)
         if closed is None and not returning:
             return seen
         try:
-            counted = gate.call(f"counting the connections of {name}", lambda it: it.connections(call))
+            counted = gate.ask(Connections, f"counting the connections of {name}", lambda it: it.connections(call))
         except DeploydError as error:
             return msgspec.structs.replace(seen, gate_problem=_problem(error))
         return msgspec.structs.replace(seen, connections=counted)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from deployd_core.api import Gate, GateCall, HostCall, InstanceCall, Passing
+from deployd_core.api import Gate, GateCall, HostCall, InstanceCall
 from deployd_core.asking import FACTS_GRACE, ask_facts, ask_strategy
 from deployd_core.boundary import Bound
 from deployd_core.config import AgentConfig, ServiceSetup, root_of, set_up
@@ -70,7 +70,7 @@ class Here(Struct, frozen=True, kw_only=True):
             instance=instance,
             build=self.disk.current,
             release=release,
-            passing=self.setup.gate.plugin.passing() if self.setup.gate else Passing(),
+            passing=self.setup.passing,
         )
 
     def gate_call(self, instance: Instance, *, until: float) -> GateCall:

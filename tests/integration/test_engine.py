@@ -306,3 +306,34 @@ def test_a_host_whose_veto_cannot_be_asked_leaves_the_queue(
     host.engine.wake()
 
     host.wait(lambda status: not host.queued and ("takepermit" in status.last_error or "a veto" in status.last_error))
+
+
+def test_a_gate_that_cannot_say_how_to_get_past_it_is_named(host: Host, tmp_path: Path) -> None:
+    """It costs the looks at its instances, with its name, and not the rounds of the engine."""
+    directory = tmp_path / "plugins.d"
+    directory.mkdir()
+    (directory / "wall.py").write_text(
+        "from deployd_core.testing import FakeGate\n"
+        "from deployd_core.api import hookimpl\n"
+        "class Wall(FakeGate):\n"
+        "    '''Let nobody past.'''\n"
+        "    name = 'wall'\n"
+        "    def passing(self):\n"
+        "        raise ValueError('no way')\n"
+        "@hookimpl\n"
+        "def deployd_gates():\n"
+        "    return [Wall]\n"
+    )
+    host.plugins = Plugins.load(directory=directory)
+    host.apply(
+        instances={
+            "names": ["web"],
+            "manager": {"use": "command", "start": ["x"], "stop": ["x"], "pid_file": "x"},
+            "gate": {"use": "wall"},
+        }
+    )
+    host.enable("v1")
+    host.start()
+
+    host.wait(lambda status: any("failed saying how to get past it: ValueError: no way" in one.reason for one in status.instances))
+    assert "a round failed" not in host.status().last_error
