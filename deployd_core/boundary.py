@@ -79,6 +79,18 @@ def call_plugin(provider: Provider, doing: str, function: Callable[[], R]) -> R:
             _Tracer.write(f"{(time.perf_counter() - began) * 1000:.2f} ms: {provider} {doing}{outcome}")
 
 
+def checked(provider: Provider, kind: type[R], doing: str, answer: object) -> R:
+    """What a plugin returned, as a value of one of our types.
+
+    Raises:
+        PluginError: It is none, at the latest in one of its fields.
+    """
+    try:
+        return convert(msgspec.to_builtins(answer), kind)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise PluginError(f"plugin {provider} failed {doing}: it returned {repr(answer)[:_SHOWN]}: {error}") from error
+
+
 class Bound(Generic[T]):
     """A plugin object with the options of one service, and who provides it."""
 
@@ -98,12 +110,7 @@ class Bound(Generic[T]):
         Raises:
             PluginError: What it returned is none, at the latest in one of its fields.
         """
-        answer = self.call(doing, use)
-        try:
-            return convert(msgspec.to_builtins(answer), kind)
-        except (msgspec.ValidationError, TypeError) as error:
-            returned = f"it returned {repr(answer)[:_SHOWN]}: {error}"
-            raise PluginError(f"plugin {self.provider} failed {doing}: {returned}") from error
+        return checked(self.provider, kind, doing, self.call(doing, use))
 
     def call_within(self, seconds: float, doing: str, use: Callable[[T], R]) -> R:
         """Call into it on a thread of its own, and wait no longer than so many seconds.

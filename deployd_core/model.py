@@ -307,7 +307,7 @@ class RestartRequest(Struct, frozen=True, kw_only=True):
 
 
 class Veto(Struct, frozen=True, kw_only=True):
-    """No, and why; asked again after `retry_after` seconds."""
+    """No, and why; asked again after `retry_after` seconds, a second at least."""
 
     reason: str
     retry_after: float = 30.0

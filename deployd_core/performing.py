@@ -35,11 +35,11 @@ from deployd_core.acts import (
     WarmUp,
 )
 from deployd_core.api import BuildCall, ClosedGate, DrainOptions, Gate, GateCall, HostCall, InstanceCall, StepCall
-from deployd_core.boundary import Bound, Provider, call_plugin
+from deployd_core.boundary import Bound, Provider, call_plugin, checked
 from deployd_core.clock import Clock
 from deployd_core.config import ServiceSetup, step_timeout
 from deployd_core.coordination import Coordination, Denied, HostStatus, Permit, Snapshot
-from deployd_core.errors import ConfigError, DeploydError, PluginError, Unavailable
+from deployd_core.errors import ConfigError, DeploydError, Unavailable
 from deployd_core.model import Action, Build, RestartRequest, Veto
 from deployd_core.releases import ReleaseStore
 from deployd_core.remembered import remember
@@ -48,7 +48,7 @@ _TRANSFER_TIMEOUT = 30.0
 """Seconds without a byte before a transfer is given up."""
 _GRACE = 10.0
 """Seconds that a plugin gets beyond its own timeout before it is abandoned."""
-
+_VETO = "asking for a veto"
 
 Hooks = Callable[[str], Sequence[tuple[Provider, Callable[..., Any]]]]
 """The functions that plugins offer for a hook, by its name: `deployd_core.plugins.Plugins.hook_functions`."""
@@ -206,10 +206,9 @@ class Performer:
             service=scene.service, host=scene.host, zone=scene.zone, build=_pinned(scene).id, serving=scene.current
         )
         for provider, hook in self._hooks("deployd_veto"):
-            veto = call_plugin(provider, "asking for a veto", lambda hook=hook: hook(request=request))  # type: ignore[misc]
-            if veto is not None and not isinstance(veto, Veto):
-                raise PluginError(f"plugin {provider} returned {veto!r} for a veto")
-            if veto is not None:
+            answer = call_plugin(provider, _VETO, lambda hook=hook: hook(request=request))  # type: ignore[misc]
+            if answer is not None:
+                veto = checked(provider, Veto, _VETO, answer)
                 self._coordination.leave_queue(scene.service)  # others must not wait until this host may
                 return Veto(reason=f"{provider.entry}: {veto.reason}", retry_after=veto.retry_after)
         return self._coordination.take_permit(scene.snapshot, act.limit, priority=act.priority)
@@ -269,7 +268,7 @@ def promotion_veto(hooks: Hooks, service: str, build: str) -> str:
         try:
             reason: object = call_plugin(
                 provider,
-                "asking for a veto",
+                _VETO,
                 lambda hook=hook: hook(service=service, build=build),  # type: ignore[misc]
             )
         except DeploydError as error:

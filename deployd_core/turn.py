@@ -18,6 +18,8 @@ from deployd_core.tasks import Tasks
 ASK_AGAIN = 60.0
 """Seconds after which a host asks for a permit again without being told that anything has changed: a net under missed watches."""
 _SOON = 0.01
+_VETO_AGAIN = 1.0
+"""Seconds that pass at least before a plugin that had a veto is asked again, which is a line in the log."""
 _LEAVE_WITHIN = 60.0
 _LOOK_COSTS = 0.001
 """Seconds for each host that is looked at, in which no other host looks whether all have finished: however many there are,
@@ -62,7 +64,8 @@ class Turn:
     def answered(self, answer: Permit | Denied | Veto, now: float) -> bool:
         """Take the answer to a request. True when ZooKeeper must be looked at again: a permit shows in the next snapshot."""
         if isinstance(answer, Veto):
-            self._setbacks.refused(_ASKING, f"vetoed by {answer.reason}", now, retry_after=answer.retry_after)
+            again = max(answer.retry_after, _VETO_AGAIN)
+            self._setbacks.refused(_ASKING, f"vetoed by {answer.reason}", now, retry_after=again)
             return False
         if not isinstance(answer, Denied) or answer.code is Denial.CHANGED:
             return True

@@ -5,8 +5,9 @@ import threading
 
 import pytest
 
-from deployd_core.boundary import Bound, Provider, call_plugin, trace
+from deployd_core.boundary import Bound, Provider, call_plugin, checked, trace
 from deployd_core.errors import ConfigError, DeploydError, PluginError, RestartFailed, Unavailable
+from deployd_core.model import Veto
 
 ACME = Provider(entry="acme", distribution="acme-deployd", version="0.3", origin="acme_deployd.restart")
 
@@ -73,6 +74,15 @@ def test_a_file_is_named_by_its_path():
     provider = Provider(entry="night", distribution="file", version="", origin="/etc/deployd/plugins.d/night.py")
 
     assert "night (/etc/deployd/plugins.d/night.py)" == str(provider)
+
+
+@pytest.mark.parametrize("answer", [3, "no", Veto(reason="no", retry_after="30s"), object()])
+def test_an_answer_of_another_kind_is_the_plugins_fault(answer):
+    """It is named with what it returned, be it wrong in one field only."""
+    with pytest.raises(PluginError) as caught:
+        checked(ACME, Veto, "asking for a veto", answer)
+
+    assert str(caught.value).startswith(f"plugin acme (acme-deployd 0.3) failed asking for a veto: it returned {answer!r}")
 
 
 def test_an_answer_in_time_is_the_answer():

@@ -46,6 +46,14 @@ def turn(setbacks: Setbacks) -> Turn:
     return Turn(setbacks, StillClock(), random.Random(1))
 
 
+@pytest.mark.parametrize(("asked_for", "least", "most"), [(30.0, 24.0, 36.0), (0.0, 0.8, 1.2), (-5.0, 0.8, 1.2)])
+def test_a_veto_is_asked_again_when_it_says(turn: Turn, setbacks: Setbacks, asked_for: float, least: float, most: float) -> None:
+    """And never without a pause: each time is a thread, and a line in the log."""
+    assert not turn.answered(Veto(reason="not now", retry_after=asked_for), NOW)
+
+    assert least <= setbacks.by_key["takepermit"].retry_at - NOW <= most
+
+
 @pytest.mark.parametrize(
     ("until", "earliest", "latest"),
     [
