@@ -14,10 +14,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import SystemRandom
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import msgspec
@@ -32,6 +32,10 @@ from deployd_core.units import Size
 
 _CHUNK = 1 << 20
 _CHECK_EVERY = 4 << 20
+
+_LOCK = Lock()
+_under_way: set[Path] = set()
+"""The parts that threads of this process write to."""
 
 Progress = Callable[[int, int | None], None]
 """Told how many bytes are there, and how many there will be, if that is known."""
@@ -106,15 +110,16 @@ class Fetch:
             Unavailable: The source, or the disk, cannot be used now; what has come is kept, unless the disk is full.
             BuildRefused: What came is not what was pinned, or is too big.
         """
-        self._recall()
-        self._bring(source, timeout)
-        if not self._matches and self._resumed:
-            # The two parts may be of two artifacts. Once, and only once, is a mismatch worth another look.
-            self._forget()
+        with _alone(self._part, self._what):
+            self._recall()
             self._bring(source, timeout)
-        if not self._matches:
-            self._refuse()
-        self._keep()
+            if not self._matches and self._resumed:
+                # The two parts may be of two artifacts. Once, and only once, is a mismatch worth another look.
+                self._forget()
+                self._bring(source, timeout)
+            if not self._matches:
+                self._refuse()
+            self._keep()
 
     @property
     def _matches(self) -> bool:
@@ -253,6 +258,24 @@ class Fetch:
     def _check_stop(self, wait: float = 0) -> None:
         if self._stop.wait(wait) if wait else self._stop.is_set():
             raise Unavailable(f"{self._what}: the agent was told to stop")
+
+
+@contextmanager
+def _alone(part: Path, what: str) -> Iterator[None]:
+    """Have no other transfer write to a part: each knows the digest of its own bytes, and not of what lies between them.
+
+    Raises:
+        Unavailable: One does: it was given up on, and waits for its source, or it is of another build of the same bytes.
+    """
+    with _LOCK:
+        if part in _under_way:
+            raise Unavailable(f"{what}: an earlier transfer of it has not ended")
+        _under_way.add(part)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _under_way.remove(part)
 
 
 def part_of(incoming: Path, digest: str) -> Path:

@@ -179,6 +179,41 @@ def test_broken_transfer_goes_on_where_it_broke(store: ReleaseStore) -> None:
     assert {build_of("v1", data).digest} == store.look().fetched
 
 
+class Stalling(Memory):
+    """Brings one piece, and the rest when it is let go on."""
+
+    def __init__(self, builds: dict[str, bytes]) -> None:
+        super().__init__(builds)
+        self.stalls, self.goes_on = threading.Event(), threading.Event()
+
+    def _chunks(self, data: bytes, offset: int) -> Iterator[bytes]:
+        first, *rest = super()._chunks(data, offset)
+        yield first
+        self.stalls.set()
+        assert self.goes_on.wait(10)
+        yield from rest
+
+
+def test_one_archive_is_brought_once_at_a_time(store: ReleaseStore) -> None:
+    """A transfer that was given up on and goes on after all must not write into the one that was begun after it."""
+    data = packed("v1")
+    source = Stalling({"v1": data})
+    first = threading.Thread(target=fetch, args=(store, build_of("v1", data), source))
+    first.start()
+    assert source.stalls.wait(10)
+
+    # Of another id, and the same bytes: a build that was packed again.
+    again = build_of("v1-again", data)
+    with pytest.raises(Unavailable, match="build v1-again of web could not be fetched: an earlier transfer of it has not ended"):
+        fetch(store, again, Memory({"v1-again": data}))
+    source.goes_on.set()
+    first.join(10)
+    fetch(store, again, Memory({}))
+    store.unpack(again, stop=threading.Event())
+
+    assert data == next((store.root / ".deployd/incoming").glob("*.archive")).read_bytes()
+
+
 def test_transfer_without_announced_size_is_whole_at_its_end(store: ReleaseStore) -> None:
     """A source that does not know the size beforehand is held to the digest."""
     data = os.urandom(5000)
