@@ -73,10 +73,15 @@ class RunStep(BuildAct, frozen=True):
     number: int
     marker: str
 
+    @classmethod
+    def prefix_of(cls, build: str) -> str:
+        """How the keys of all steps of a build begin: one of them at a time is under way."""
+        return f"{cls.verb}:{build}:"
+
     @property
     def key(self) -> str:
         """One step at a time is under way, but each fails for itself."""
-        return f"runstep:{self.build}:{self.marker}"
+        return f"{self.prefix_of(self.build)}{self.marker}"
 
     @property
     def doing(self) -> str:

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 
 from msgspec import Struct, field
 
+from deployd_core.acts import Flip
 from deployd_core.contracts import AtDeadline, Connections
 from deployd_core.model import FleetView, Health, PermitView, Role, State
 from deployd_core.units import Share
+
+_FLIP = Flip(build="").key
 
 
 class Drain(Struct, frozen=True, kw_only=True):
@@ -164,8 +167,11 @@ class Observation(Struct, frozen=True, kw_only=True):
 
     @property
     def flipped(self) -> bool:
-        """Whether `current` points at the wanted build, and was pointed there for the restart that is asked for."""
-        return self.current == self.build and self.restart in ("", self.flipped_for)
+        """Whether `current` points at the wanted build, and was pointed there for the restart that is asked for.
+
+        Not while a flip is under way: it may be to a build that was wanted before, and `current` still what it was.
+        """
+        return self.current == self.build and self.restart in ("", self.flipped_for) and _FLIP not in self.busy
 
     def right(self, facts: InstanceFacts) -> bool:
         """Whether what an instance runs is what is wanted: the build, by a process that was started after the flip to it."""

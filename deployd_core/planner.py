@@ -233,10 +233,13 @@ def _plan_staging(seen: Observation) -> Decision | None:
             return None
         step, act = HostStep.PREPARING, RunStep(build=build, number=missing[0], marker=seen.steps[missing[0]])
     setback = seen.setbacks.get(act.key)
+    # A step that is running may be of a spec that has been changed since: two would write to one release at the same time.
+    runs = step is HostStep.PREPARING and any(key.startswith(RunStep.prefix_of(build)) for key in seen.busy)
+    acts = () if runs else _if_ready(seen, act)
     if setback is not None and setback.blocking:
         remedy = Remedy.BUILD if setback.retry_at == math.inf else Remedy.HOST
-        return _blocked(seen, remedy, setback.reason, acts=_if_ready(seen, act))
-    return _decide(seen, step, acts=_if_ready(seen, act), reason=setback.reason if setback else act.doing)
+        return _blocked(seen, remedy, setback.reason, acts=acts)
+    return _decide(seen, step, acts=acts, reason=setback.reason if setback else act.doing)
 
 
 def _plan_at_rest(seen: Observation, views: tuple[InstanceView, ...]) -> Decision:
@@ -287,7 +290,7 @@ def _plan_restart(seen: Observation, views: tuple[InstanceView, ...], strategy: 
         return _blocked(seen, remedy, obstacle, views=views, plan=plan)
     if not seen.permit.held:
         return _plan_permit(seen, views, plan)
-    if not seen.flipped or Flip(build="").key in seen.busy:
+    if not seen.flipped:
         # Nothing is restarted before a flip is over, although the link may be there already: it ends every earlier order.
         return _plan_flip(seen, views, plan)
     moves = cycle.plan(seen, views, plan)

@@ -617,6 +617,31 @@ def test_nothing_is_restarted_before_a_flip_is_over() -> None:
     assert (HostStep.FLIPPING, ()) == (decision.step, decision.acts)
 
 
+def test_a_host_settles_on_nothing_while_current_is_moved() -> None:
+    """A build is wanted again while the flip to another is under way: what is still served is not what will be."""
+    world = fresh_world(1, permit=True, good="v0", fetched=True, unpacked=True)
+    world.steps = set(STEPS)
+    right = {"serves": "v1", "running": True, "health": Health.HEALTHY, "streak": 9, "healthy_since": 1.0, "healthy_until": 98.0}
+    facts = tuple(msgspec.structs.replace(one, **right) for one in world.observe().instances)
+    seen = msgspec.structs.replace(world.observe(), build="v1", instances=facts, now=99.0)
+    assert Settle(build="v1") in plan_host(seen, everything).acts
+
+    decision = plan_host(msgspec.structs.replace(seen, busy=frozenset({"flip"})), everything)
+
+    assert (HostStep.FLIPPING, ()) == (decision.step, decision.acts)
+
+
+def test_no_step_is_run_beside_one_of_an_earlier_spec() -> None:
+    """They would write to one release; the changed one runs when the other has ended. One of another build is in nobody's way."""
+    seen = fresh_world(1, fetched=True, unpacked=True).observe()
+    first = RunStep(build="v2", number=0, marker=STEPS[0])
+    old = [RunStep(build=build, number=0, marker="01-pip-old").key for build in ("v2", "v20")]
+
+    acts = [plan_host(msgspec.structs.replace(seen, busy=frozenset({key})), everything).acts for key in old]
+
+    assert [(), (first,)] == acts
+
+
 def test_a_broken_strategy_blocks_the_host_before_the_permit() -> None:
     """A strategy that raises is shown, and nothing is disturbed."""
 
