@@ -47,7 +47,7 @@ _REREAD_EVERY = 60.0
 """Seconds after which ZooKeeper is read again without being told to: a net under missed watches."""
 _RETRY = 1.0
 _CHANGES_DISK = ("fetch", "unpack", "runstep", "flip", "settle", "tidy")
-_EXCLUSIVE = (*ending.DISRUPTIVE, "settle", "tidy", "takepermit")
+_EXCLUSIVE = (*ending.DISRUPTIVE, "runstep", "settle", "tidy", "takepermit")
 """Acts of which no second one is begun beside a first that hangs."""
 _GIVING_BACK = ("takepermit", "settle", "recordfailure")
 """Acts that may wait for ZooKeeper: when it has something new to say there is no reason to wait on."""

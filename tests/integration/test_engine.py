@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from deployd_core import performing
 from deployd_core.clock import SystemClock
 from deployd_core.coordination import Link, Permit
 from deployd_core.engine import Engine
@@ -337,3 +338,39 @@ def test_a_gate_that_cannot_say_how_to_get_past_it_is_named(host: Host, tmp_path
 
     host.wait(lambda status: any("failed saying how to get past it: ValueError: no way" in one.reason for one in status.instances))
     assert "a round failed" not in host.status().last_error
+
+
+def test_a_step_that_does_not_end_in_time_is_not_begun_beside_itself(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be half-way through a migration: the report says that it hangs, and it is run again when it has ended."""
+    monkeypatch.setattr(performing, "_GRACE", 0.0)
+    directory = tmp_path / "plugins.d"
+    directory.mkdir()
+    (directory / "slow.py").write_text(
+        "import pathlib, time\n"
+        "from deployd_core.api import Step, StepOptions, hookimpl\n"
+        "class Slow(Step[StepOptions]):\n"
+        "    '''Run for longer than it may, the first time.'''\n"
+        "    name = 'slow'\n"
+        "    def run(self, call):\n"
+        f"        runs = pathlib.Path({str(tmp_path)!r}, 'runs')\n"
+        "        with runs.open('a') as file:\n"
+        "            file.write('begins ')\n"
+        "        while not runs.with_name('end').exists():\n"
+        "            time.sleep(0.01)\n"
+        "        with runs.open('a') as file:\n"
+        "            file.write('ends ')\n"
+        "@hookimpl\n"
+        "def deployd_steps():\n"
+        "    return [Slow]\n"
+    )
+    host.plugins = Plugins.load(directory=directory)
+    host.apply(steps=[{"use": "slow", "timeout": "100ms"}])
+    host.enable("v1")
+    host.start()
+    host.wait(lambda status: "still hang" in status.last_error)
+    (tmp_path / "end").touch()
+    host.wait(lambda status: status.step == "converged")
+
+    assert (tmp_path / "runs").read_text() == "begins ends begins ends "
