@@ -17,6 +17,7 @@ from msgspec import Struct
 from deployd_core.api import Gate
 from deployd_core.boundary import Bound
 from deployd_core.decoding import decode_json
+from deployd_core.disk import write_atomically
 from deployd_core.errors import ConfigError, DeploydError
 from deployd_core.plugins import Kind, Plugins
 from deployd_core.spec import Table
@@ -51,9 +52,7 @@ def remember(state_directory: Path, service: str, gate: Table | None) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part")
-        aside.write_bytes(text)
-        aside.replace(path)
+        write_atomically(path, text)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}", hint="set state_directory in agent.toml") from error
 

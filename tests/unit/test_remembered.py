@@ -30,6 +30,21 @@ def test_every_way_of_using_a_gate_is_found_once(tmp_path: Path, plugins: Plugin
     assert [] == list(problems)
 
 
+def test_two_instances_may_put_their_gate_on_record_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are closed on threads of their own: neither takes away what the other has written."""
+    inner = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        remember(tmp_path, "web", {"use": "haproxy", "leases": "/a"})
+        return inner(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    remember(tmp_path, "web", {"use": "haproxy", "leases": "/a"})
+
+    assert [".json"] == [path.suffix for path in (tmp_path / "gates").iterdir()]
+
+
 @pytest.mark.parametrize("gate", [None, {"use": "iptables"}])
 def test_a_gate_that_is_used_as_it_comes_needs_no_record(gate: dict[str, object] | None, tmp_path: Path) -> None:
     """It is asked anyway."""
