@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 
 
 class Notifier:
@@ -18,13 +19,10 @@ class Notifier:
         """Seconds within which systemd wants a sign of life; None when it does not watch."""
 
     def send(self, *assignments: str) -> None:
-        """Send ``READY=1`` and the like; a socket that is gone is no reason to fail."""
+        """Send ``READY=1`` and the like; a socket that is gone, or cannot be had, is no reason to fail."""
         if not self._address:
             return
         # An abstract socket is written with @ and begins with a zero byte.
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
-            try:
-                connection.sendto("\n".join(assignments).encode(), address)
-            except OSError:
-                return
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+            connection.sendto("\n".join(assignments).encode(), address)
