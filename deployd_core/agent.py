@@ -1,9 +1,8 @@
 """The daemon of a host: one engine per service, one ZooKeeper session, signals, readiness.
 
-Signal handlers only set flags; the main thread acts on them. SIGTERM and SIGINT end every engine at its next safe point (no restart
-under way), SIGHUP does the same and then begins again with what agent.toml says now, SIGUSR1 writes to standard error where every
-thread is. A service whose engine fails goes on alone:
-the others never notice.
+Signal handlers only hand the signal on; the main thread acts on it. SIGTERM and SIGINT end every engine at its next safe point (no
+restart under way), SIGHUP does the same and then begins again with what agent.toml says now, SIGUSR1 writes to standard error where
+every thread is. A service whose engine fails goes on alone: the others never notice.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from deployd_core import __version__
@@ -191,24 +191,36 @@ def run(config_path: Path, plugins_directory: Path | None = None) -> int:
     set_up_logging(host=config.host, journal="JOURNAL_STREAM" in os.environ)
     notifier = Notifier()
     ended, finish = threading.Event(), threading.Event()
-
-    def on_signal(number: int, _frame: object) -> None:
-        if number != signal.SIGHUP:
-            finish.set()
-        ended.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, on_signal)
+    _take_signals(ended, finish)
     faulthandler.register(signal.SIGUSR1)
     with _only_agent(Path(config.state_directory), config.host):
         while not finish.is_set():
-            ended.clear()
             Agent(config, _load_plugins(config, plugins_directory), notifier).live(ended)
             if not finish.is_set():
+                ended.clear()  # and not later: a SIGHUP that comes now is for what may be read too early
                 notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
                 config = _reread(config_path, config, plugins_directory)
     notifier.send("STOPPING=1")
     return 0
+
+
+def _take_signals(ended: threading.Event, finish: threading.Event) -> None:
+    """Have SIGHUP set `ended`, and SIGTERM and SIGINT `finish` before it.
+
+    A handler runs in the middle of whatever the main thread is doing, be it waiting for `ended`, whose lock it then holds: to set
+    it there would be to wait for oneself. Putting something into a `SimpleQueue` may interrupt anything.
+    """
+    arrived: SimpleQueue[int] = SimpleQueue()
+
+    def take() -> None:
+        while True:
+            if arrived.get() != signal.SIGHUP:
+                finish.set()
+            ended.set()
+
+    threading.Thread(target=take, name="deployd-signals", daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: arrived.put(number))
 
 
 def _read_config(path: Path) -> AgentConfig:
