@@ -5,6 +5,7 @@ Every act can be repeated, and leaves its evidence outside the process. Runs on 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ _TRANSFER_TIMEOUT = 30.0
 """Seconds without a byte before a transfer is given up."""
 _GRACE = 10.0
 """Seconds that a plugin gets beyond its own timeout before it is abandoned."""
+_LOG_MAX = 16 << 20
+"""Bytes of the log of a step that are kept, and what its next run adds."""
 _VETO = "asking for a veto"
 
 Hooks = Callable[[str], Sequence[tuple[Provider, Callable[..., Any]]]]
@@ -196,7 +199,7 @@ class Performer:
         step = scene.setup.steps[act.number]
         release = self._store.release(_pinned(scene).id)
         log = scene.root / ".deployd" / "logs" / f"{release.build.id}-{act.marker}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        _bound(log)
         call = StepCall(release=release, host=scene.host, log=log, timeout=step_timeout(step))
         step.call(f"in step {act.number + 1}", lambda plugin: plugin.run(call))
         self._store.mark_step(release.build.id, act.marker)
@@ -260,6 +263,13 @@ class Performer:
         remember(scene.state_directory, scene.service, scene.setup.spec.instances.gate)
         _gate(scene).call(f"closing {act.instance}", lambda gate: gate.close(closing))
         return ClosedGate(service=scene.service, instance=act.instance, owner=scene.owner, until=until)
+
+
+def _bound(log: Path) -> None:
+    """Begin the log of a step anew when it has grown too big: one that fails is run again every minute, for as long as it does."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > _LOG_MAX:
+        os.truncate(log, 0)  # and not removed: what outlived an agent that was killed has it locked
 
 
 def promotion_veto(hooks: Hooks, service: str, build: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deployd_core import performing
+from deployd_core import performing, setbacks
 from deployd_core.clock import SystemClock
 from deployd_core.coordination import Link, Permit
 from deployd_core.engine import Engine
@@ -374,3 +374,17 @@ def test_a_step_that_does_not_end_in_time_is_not_begun_beside_itself(
     host.wait(lambda status: status.step == "converged")
 
     assert (tmp_path / "runs").read_text() == "begins ends begins ends "
+
+
+def test_a_step_that_fails_again_and_again_does_not_fill_the_disk(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log holds the last runs, and no more than that."""
+    monkeypatch.setattr(performing, "_LOG_MAX", 150_000)
+    monkeypatch.setattr(setbacks, "_FIRST", 0.01)
+    runs = host.directory / "runs"
+    host.apply(steps=[{"use": "command", "argv": ["sh", "-c", f"echo >> {runs}; yes | head -c 100000; exit 1"]}])
+    host.enable("v1")
+    host.start()
+    host.wait(lambda _: runs.exists() and runs.stat().st_size >= 6)
+
+    [log] = (host.root / ".deployd/logs").iterdir()
+    assert log.stat().st_size < 400_000
