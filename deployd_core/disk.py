@@ -151,6 +151,18 @@ def _make_writable(top: Path) -> None:
                 path.chmod(0o700)
 
 
+def claim(path: Path, name: str) -> str:
+    """Write a name into a file unless there is one already; the name that stands there now, whoever else claims it."""
+    with suppress(FileNotFoundError):
+        return path.read_text().strip()
+    aside = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    write_atomically(aside, f"{name}\n".encode())
+    with suppress(FileExistsError):
+        path.hardlink_to(aside)  # a rename would replace what another has written meanwhile
+    aside.unlink()
+    return path.read_text().strip()
+
+
 def names_in(directory: Path) -> tuple[str, ...]:
     """The names in a directory; none when there is no such directory."""
     try:

@@ -34,8 +34,9 @@ from deployd_core.observing import observe, pinned_digest
 from deployd_core.performing import Identity, Performer, Scene
 from deployd_core.planner import Decision, HostStep, Remedy, plan_host, remedy_of
 from deployd_core.plugins import Plugins
-from deployd_core.releases import Disk, ReleaseStore
+from deployd_core.releases import ReleaseStore
 from deployd_core.reporting import Report
+from deployd_core.retention import Disk
 from deployd_core.setbacks import Setbacks
 from deployd_core.sightings import unseen
 from deployd_core.tasks import Outcome, Tasks, ThreadTasks, error_of

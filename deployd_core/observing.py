@@ -8,7 +8,7 @@ from deployd_core.config import ServiceSetup
 from deployd_core.coordination import Enabled, Snapshot
 from deployd_core.model import FleetView, PermitView
 from deployd_core.observation import InstanceFacts, Observation, Setback, Staging
-from deployd_core.releases import Disk
+from deployd_core.retention import Disk
 
 
 def observe(

@@ -10,6 +10,7 @@
     <root>/.deployd/unpacking/, trash/            on the way in, and out: nobody looks here
     <root>/.deployd/logs/                         output of steps, see `deployd_core.performing`
     <root>/.deployd/history.json                  builds that were good, and flips
+    <root>/.deployd/service                       whose root it is
 
 Every change is made aside and renamed into place, after what it depends on is on the disk: a crash, of the agent or of the
 machine, leaves the old or the new, and leftovers that `ReleaseStore.prepare` clears.
@@ -35,6 +36,7 @@ from deployd_core.archive import unpack
 from deployd_core.clock import rfc3339
 from deployd_core.decoding import decode_json
 from deployd_core.disk import (
+    claim,
     disk_errors,
     link_target,
     make_directory,
@@ -100,10 +102,14 @@ class ReleaseStore:
         """Make the directories, and clear what a crash left: half-unpacked and half-deleted releases, temporary links.
 
         Raises:
-            ConfigError: The agent may not write there, or a file is where a directory should be.
+            ConfigError: The agent may not write there, a file is where a directory should be, or it is another service's root.
             Unavailable: The disk is full or broken.
         """
         with self._changing(f"the directories of {self.service} cannot be prepared"):
+            owner = claim(self._own / "service", self.service)
+            if owner != self.service:
+                hint = f"give {self.service} a root of its own; if {owner} is no more: rm {self._own / 'service'}"
+                raise ConfigError(f"{self.root} is the root of service {owner}: each would remove what the other serves", hint=hint)
             left = (*self._unpacking.iterdir(), *self._trash.iterdir(), *self._own.glob(".*"), *self._incoming.glob(".*"))
         if problem := remove_all(left):
             _LOG.warning("%s: what a crash has left cannot be removed: %s", self.service, problem)
@@ -392,6 +398,3 @@ class ReleaseStore:
             kind = "directory" if self.current.is_dir() else "file"
             return f"{self.current} is a {kind}, where deployd needs a link; move it away: mv {self.current} {self.current}.old"
         return ""
-
-
-__all__ = ["Disk", "ReleaseInfo", "ReleaseStore"]

@@ -24,7 +24,7 @@ _STATUSES = re.compile(r"([1-5](?:xx|\d\d))(?:-([1-5](?:xx|\d\d)))?")
 class ServiceTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[service]``"""
 
-    root: Annotated[str, Meta(description="directory of the service on each host, absolute; {service} and {host} are filled in")]
+    root: Annotated[str, Meta(description="directory on each host, absolute and its own; {service} and {host} are filled in")]
     keep_releases: Annotated[int, Meta(ge=2, description="releases to keep on disk beside those in use")] = 5
     keep_bytes: Annotated[Size | None, Meta(description="bytes of releases to keep at most; those in use always stay")] = None
     reserve: Annotated[Size, Meta(description="free space to leave on the disk when a build is fetched and unpacked")] = Size(

@@ -21,7 +21,8 @@ from deployd_core.observation import InstanceFacts, Observation
 from deployd_core.observing import observe
 from deployd_core.plugins import Plugins
 from deployd_core.processes import owner_here
-from deployd_core.releases import Disk, ReleaseStore
+from deployd_core.releases import ReleaseStore
+from deployd_core.retention import Disk
 from deployd_core.sightings import Lookout, Watch
 
 _TIMEOUT = 10.0

@@ -23,8 +23,8 @@ from deployd_core.disk import disk_error
 from deployd_core.errors import BuildRefused, ConfigError, DeploydError, NotFound, PluginError, Unavailable
 from deployd_core.fetching import Retry
 from deployd_core.model import Build, Flip
-from deployd_core.releases import Disk, ReleaseInfo, ReleaseStore
-from deployd_core.retention import to_remove
+from deployd_core.releases import ReleaseStore
+from deployd_core.retention import Disk, ReleaseInfo, to_remove
 from deployd_core.tree import Limits
 
 QUICK = Retry(first_delay=0.001)
@@ -249,6 +249,20 @@ def test_fetch_gives_up_after_tries_that_bring_nothing(store: ReleaseStore) -> N
         fetch(store, build_of("v1", data), source)
 
     assert 2000 == next((store.root / ".deployd/incoming").glob("*.part")).stat().st_size
+
+
+def test_a_root_is_for_one_service(store: ReleaseStore) -> None:
+    """Another service is refused there, with what to do, and clears nothing away; the one it belongs to goes on."""
+    half = store.root / ".deployd/unpacking/v1-half"
+    half.mkdir()
+
+    with pytest.raises(ConfigError, match=r"is the root of service web: .*") as refused:
+        ReleaseStore("api", store.root).prepare()
+
+    assert f"give api a root of its own; if web is no more: rm {store.root}/.deployd/service" == refused.value.hint
+    assert half.is_dir()
+    store.prepare()
+    assert not half.exists()
 
 
 def test_fetch_resumes_what_a_crash_left(store: ReleaseStore) -> None:
@@ -510,7 +524,7 @@ def test_leftovers_of_a_crash_are_cleared(store: ReleaseStore) -> None:
 
     store.prepare()
 
-    assert ["incoming", "trash", "unpacking"] == files(own)
+    assert ["incoming", "service", "trash", "unpacking"] == files(own)
     assert [] == files(own / "unpacking")
     assert [] == files(own / "trash")
     assert ["abc.part"] == files(own / "incoming")
