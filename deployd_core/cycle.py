@@ -186,7 +186,7 @@ def _clients_away(facts: InstanceFacts, seen: Observation) -> bool:
     drain = seen.rules.drain
     if drain is None or facts.opened_at is None or not seen.permit.held:
         return False
-    return not facts.traffic_back and seen.now - facts.opened_at < drain.traffic_timeout
+    return not facts.traffic_back and seen.now < facts.opened_at + drain.traffic_timeout
 
 
 def renewal(facts: InstanceFacts, seen: Observation) -> tuple[Act, ...]:

@@ -108,7 +108,7 @@ def _only_steady(host: VirtualHost, facts: InstanceFacts) -> bool:
 def awaits_clients(host: VirtualHost, facts: InstanceFacts, now: float) -> bool:
     """Whether the clients of an instance are waited for, so that they have to be counted."""
     drain = host.setup.rules.drain
-    if drain is None or facts.opened_at is None or now - facts.opened_at >= drain.traffic_timeout:
+    if drain is None or facts.opened_at is None or now >= facts.opened_at + drain.traffic_timeout:
         return False
     return host.holds and not facts.gate_closed and not facts.traffic_back
 

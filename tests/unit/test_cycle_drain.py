@@ -170,6 +170,16 @@ def test_an_instance_that_is_being_closed_is_not_available():
     assert () == decision.acts
 
 
+def test_clients_are_waited_for_until_the_deadline_that_is_told():
+    """Whoever comes back at that very moment finds the wait over, however the two numbers were rounded."""
+    opened = 4084.9451746712443
+    waiting = plan(fresh(opened_at=opened), now=opened + 1)
+    over = plan(fresh(opened_at=opened), now=waiting.deadline)
+
+    assert [Phase.RETURNING] == phases(waiting)
+    assert [Phase.READY] == phases(over)
+
+
 def test_an_instance_counts_as_gone_until_its_clients_are_back():
     """The balancer may still think it down: with two instances and a floor of one, the other one waits."""
     rules = Rules(drain=Drain(traffic_timeout=15.0), min_available=Share(1), stable_for=1.0)
