@@ -339,7 +339,7 @@ def _learn(host: VirtualHost, task: Task, value: Any, error: DeploydError | None
         else:
             host.setbacks.succeeded(act.key)
             _learn_success(host, task, value)
-    if error is not None or not isinstance(act, InstanceAct | TakePermit | Advance):
+    if error is not None or task.epoch != host.epoch or not isinstance(act, InstanceAct | TakePermit | Advance):
         host.stir()  # of an instance the look that follows says more; the others stir it when there is something to do
 
 

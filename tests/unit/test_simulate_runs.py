@@ -113,6 +113,14 @@ def test_the_answer_to_any_write_may_be_lost(write, applied):
     assert (3, []) == (len(world.done), world.judge.broken)
 
 
+@pytest.mark.parametrize(("seed", "moment"), [(2, "11s"), (8, "13s"), (28, "12s"), (31, "14s")])
+def test_a_host_asks_again_when_a_spec_is_written_while_it_asks(seed, moment):
+    """The answer was for the old spec, and nobody wakes the host again."""
+    result, _ = run("all-at-once", hosts=16, faults=f"new-spec@{moment}", seed=seed)
+
+    assert (Outcome.CONVERGED, ()) == (result.outcome, result.broken)
+
+
 FAULTS = st.lists(
     st.builds(
         lambda kind, count, progress: Fault(
