@@ -118,7 +118,7 @@ class VirtualHost:
         self.alive = False
         self.life += 1
         self.busy.clear()
-        self.asleep = False
+        self.asleep = self.asked_again = False
         self.snapshot = None
         self.coordination.link = Link.LOST
 

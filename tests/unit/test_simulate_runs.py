@@ -121,6 +121,23 @@ def test_a_host_asks_again_when_a_spec_is_written_while_it_asks(seed, moment):
     assert (Outcome.CONVERGED, ()) == (result.outcome, result.broken)
 
 
+def test_an_agent_is_not_blamed_for_what_the_one_before_it_asked():
+    """One that has just been started asks by itself, and nobody has to wake it."""
+    made = scenario(hosts=4, zones=1, limit=1)
+    world = World(made, PLUGINS, 1)
+    last = simulate(made, PLUGINS, 1)[0].order[-1]
+    host = next(host for host in world.hosts if host.name == last)
+
+    def ask_in_vain_and_go_down():
+        host.asked_again = True
+        world.go_down(host, for_good=False)
+
+    world.agenda.after(60.0, ask_in_vain_and_go_down)
+    world.run()
+
+    assert (4, []) == (len(world.done), world.judge.broken)
+
+
 FAULTS = st.lists(
     st.builds(
         lambda kind, count, progress: Fault(
