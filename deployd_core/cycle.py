@@ -90,10 +90,10 @@ def waiting(seen: Observation, shown: tuple[InstanceView, ...], *, draining: boo
     keys = []
     for facts, view in zip(seen.instances, shown, strict=True):
         phase = view.phase
-        if draining and facts.gate_closed:
-            keys.append(_CLOSED + facts.name)
         if phase is _READY or (phase is _DRAINING and not draining):
             continue
+        if draining and facts.gate_closed:
+            keys.append(_CLOSED + facts.name)
         # The time of a drain goes on while its gate is lost, and is not closed again yet.
         if draining and phase is _STALE and (tried := _DRAINING.wait + view.name) in seen.waits:
             keys.append(tried)

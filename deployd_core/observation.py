@@ -175,7 +175,7 @@ class Observation(Struct, frozen=True, kw_only=True):
 
     def right(self, facts: InstanceFacts) -> bool:
         """Whether what an instance runs is what is wanted: the build, by a process that was started after the flip to it."""
-        return facts.serves is not None and facts.serves == self.build and self.restart in ("", facts.restarted_for)
+        return facts.serves is not None and facts.serves == self.build and (not self.restart or self.restart == facts.restarted_for)
 
     def ready(self, key: str) -> bool:
         """Whether an act may begin: it is not under way, and needs not wait after a setback."""

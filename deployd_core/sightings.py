@@ -165,17 +165,19 @@ class Watch:
         """Take a look that was begun at `started`; one begun before the last act shows the past and is dropped."""
         if started < self._not_before:
             return
-        before = self._sighting
-        if before is None or (before.process, before.verdict.health) != (sighting.process, sighting.verdict.health):
-            self.changed_at = ended
-        if before is None or before.process != sighting.process:
+        before, process, health = self._sighting, sighting.process, sighting.verdict.health
+        if before is None or before.process != process:
             self._streak, self._healthy_since = 0, None
-        if sighting.process is not None and sighting.process != self._last_process:
-            self._last_process = sighting.process
+            self.changed_at, self._state_since = ended, started
+        else:
+            if before.verdict.health is not health:
+                self.changed_at = ended
+            if before.state is not sighting.state:
+                self._state_since = started
+        if process is not None and process != self._last_process:
+            self._last_process = process
             self._lives += 1
-        if before is None or (before.process, before.state) != (sighting.process, sighting.state):
-            self._state_since = started
-        if sighting.verdict.health is Health.HEALTHY:
+        if health is Health.HEALTHY:
             self._streak += 1
             self._healthy_since = ended if self._healthy_since is None else self._healthy_since
             self._healthy_until = started

@@ -53,6 +53,8 @@ _FLAP = (0.5, 3.5)
 _GATE = 0.02
 _FLIPS = 20
 """Flips that a disk remembers."""
+_STIR_LATER = (InstanceAct, TakePermit, Advance)
+"""Of an instance the look that follows says more; the others stir a host when there is something to do."""
 _WRITES = (TakePermit, Settle, RecordFailure, LeaveQueue, Advance)
 
 
@@ -64,6 +66,8 @@ class Task(Struct, frozen=True, kw_only=True):
     epoch: int
     snapshot: Snapshot
     started: float
+    plans: int
+    """How many the host had made when it began."""
     status: HostStatus | None = None
     """The report that goes with giving a permit back."""
 
@@ -82,7 +86,7 @@ def begin(host: VirtualHost, act: Act, decision: Decision) -> None:
     seconds = _begin(host, act)
     host.busy[act.key] = host.acts
     status = host.status(decision.settled, snapshot) if isinstance(act, Settle) else None
-    task = Task(act=act, life=host.life, epoch=host.epoch, snapshot=snapshot, started=now, status=status)
+    task = Task(act=act, life=host.life, epoch=host.epoch, snapshot=snapshot, started=now, plans=host.plans, status=status)
     world.agenda.after(seconds, _end, host, task, host.acts)
 
 
@@ -339,8 +343,9 @@ def _learn(host: VirtualHost, task: Task, value: Any, error: DeploydError | None
         else:
             host.setbacks.succeeded(act.key)
             _learn_success(host, task, value)
-    if error is not None or task.epoch != host.epoch or not isinstance(act, InstanceAct | TakePermit | Advance):
-        host.stir()  # of an instance the look that follows says more; the others stir it when there is something to do
+    told = isinstance(act, _STIR_LATER) or (isinstance(act, Tidy) and host.plans == task.plans)
+    if error is not None or task.epoch != host.epoch or not told:
+        host.stir()
 
 
 def _learn_success(host: VirtualHost, task: Task, value: Any) -> None:
@@ -371,7 +376,8 @@ def _learn_of_instance(host: VirtualHost, act: InstanceAct, value: Any, error: D
                 host.dirty(number)
                 if before.gate_closed and before.gate_ours and before.lease_left:
                     host.lease_moved()
-                elif before.gate_closed:
+                    return  # which no look shows
+                if before.gate_closed:
                     host.stir()  # it was taken over, which no look shows
             case OpenGate():
                 watch.gate_opened(now)

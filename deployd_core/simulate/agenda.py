@@ -65,3 +65,33 @@ class Agenda:
         """Let the next event happen."""
         self.clock.now, _, do, arguments = heappop(self._heap)
         do(*arguments)
+
+
+class Alarm:
+    """Rings once, at the moment for which it was last set; what is moved to later costs no event for each move."""
+
+    def __init__(self, agenda: Agenda, ring: Callable[[], None]) -> None:
+        self._agenda = agenda
+        self._ring = ring
+        self._due = math.inf
+        self._looks_at = math.inf
+        """When it looks whether it is due."""
+
+    def set(self, when: float) -> None:
+        """Have it ring at a moment, and at no other; never is one, too."""
+        self._due = when
+        if when < self._looks_at or self._looks_at <= self._agenda.clock.now:
+            self._look_at(when)
+
+    def _look_at(self, when: float) -> None:
+        self._looks_at = when
+        if when < math.inf:
+            self._agenda.at(when, self._look, when)
+
+    def _look(self, when: float) -> None:
+        if when != self._looks_at:
+            return
+        if when >= self._due:
+            self._ring()
+        else:
+            self._look_at(self._due)

@@ -23,6 +23,7 @@ from deployd_core.planner import Decision, HostStep, plan_host
 from deployd_core.setbacks import Setbacks
 from deployd_core.sightings import Watch
 from deployd_core.simulate import acting, looks
+from deployd_core.simulate.agenda import Alarm
 from deployd_core.simulate.faults import FaultKind
 from deployd_core.simulate.instance import NEVER, VirtualInstance
 from deployd_core.simulate.scenario import HostSetup
@@ -82,6 +83,8 @@ class VirtualHost:
         """It has had a permit."""
         self.acts = 0
         """Begun, by all of its agents."""
+        self.plans = 0
+        """Made, by all of its agents."""
         self.disturbed = 0
         """Instances that deploying has taken out, and that have not been open and healthy since."""
         self.plagues: set[FaultKind] = set()
@@ -120,6 +123,7 @@ class VirtualHost:
         self.busy.clear()
         self.asleep = self.asked_again = False
         self.snapshot = None
+        self._alarm.set(NEVER)
         self.coordination.link = Link.LOST
 
     def _forget(self, *, tidy: bool) -> None:
@@ -137,6 +141,7 @@ class VirtualHost:
         self.turn = Turn(self.setbacks, self.world.clock, self.world.rng)
         self.watches = [Watch(instance.model) for instance in self.instances]
         self.known: list[InstanceFacts | None] = [None] * len(self.instances)
+        self._known_at = [0.0] * len(self.instances)
         self.looks = [NEVER] * len(self.instances)
         """When each instance is looked at next."""
         self.counts: list[list[float]] = [[] for _ in self.instances]
@@ -150,9 +155,7 @@ class VirtualHost:
         """So many permits were held when it was told that these are too many."""
         self._news = True
         """Something has happened since it last planned."""
-        self._due = NEVER
-        """When it is to plan, if nothing happens before."""
-        self._timer = NEVER
+        self._alarm = Alarm(self.world.agenda, self.stir)
 
     # Observe.
 
@@ -167,7 +170,14 @@ class VirtualHost:
             self.changed = True
             self.asked_again = False
             # Whoever waits asks again when woken; for others there may be nothing new in it, such as their own writes.
-            self.stir(news=bool(self.setbacks.by_key) and self.full_at is None)
+            self.stir(news=self.full_at is None and self._waits())
+
+    def _waits(self) -> bool:
+        """Whether an act of it may be tried again; whether all have finished is asked only at rest, and not before its time."""
+        return any(
+            key != "advance" or (self.step is HostStep.CONVERGED and setback.retry_at <= self.world.clock.now)
+            for key, setback in self.setbacks.by_key.items()
+        )
 
     def expire(self) -> None:
         """Its session is lost."""
@@ -187,22 +197,7 @@ class VirtualHost:
 
     def stir_at(self, when: float) -> None:
         """Have it plan at a moment, unless it has planned before and found another one."""
-        self._due = when
-        if when < self._timer or self._timer <= self.world.clock.now:
-            self._set_timer(when)
-
-    def _set_timer(self, when: float) -> None:
-        self._timer = when
-        if when < NEVER:
-            self.world.agenda.at(when, self._rings, when, self.life)
-
-    def _rings(self, when: float, life: int) -> None:
-        if life != self.life or when != self._timer:
-            return
-        if when >= self._due:
-            self.stir()
-        else:
-            self._set_timer(self._due)
+        self._alarm.set(when)
 
     @property
     def gated(self) -> bool:
@@ -221,16 +216,20 @@ class VirtualHost:
     def know(self, number: int) -> InstanceFacts:
         """What is known of an instance now."""
         facts = self.known[number] = self.watches[number].facts(self.world.clock.time(), self.owner)
+        self._known_at[number] = self.world.clock.now
         return facts
 
     def facts(self) -> tuple[InstanceFacts, ...]:
         """What is known of each instance now."""
+        now = self.world.clock.now
         known = []
         for number, counts in enumerate(self.counts):
             if counts:
                 looks.catch_up(self, number)
             facts = self.known[number]
-            known.append(self.know(number) if facts is None or facts.gate_closed else facts)  # the rest of a lease changes
+            if facts is None or (facts.gate_closed and self._known_at[number] < now):  # the rest of a lease changes all the time
+                facts = self.know(number)
+            known.append(facts)
         return tuple(known)
 
     # Plan, and act.
@@ -249,6 +248,7 @@ class VirtualHost:
         if self.snapshot is None:
             self.stir_at(now + _RETRY)
             return
+        self.plans += 1
         self.world.rounds += 1
         decision = self._decide(self.snapshot, self.setup, now)
         waits = self.waits

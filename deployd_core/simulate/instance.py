@@ -85,9 +85,12 @@ class VirtualInstance:
         self.answers_from, self.outage = answers_from, outage
 
     def next_change(self, now: float) -> float:
-        """When a look will see something else, if nobody does anything."""
-        changes = (self.answers_from, *self.outage, self.drained_at if self.closed is not None else NEVER)
-        return min((moment for moment in changes if moment > now), default=NEVER)
+        """When it begins or ends to answer its probe, if nobody does anything."""
+        return min([moment for moment in (self.answers_from, *self.outage) if moment > now], default=NEVER)
+
+    def next_healthy(self, now: float) -> float:
+        """From when on it answers its probe, if nobody does anything; now when it does already."""
+        return now if self.healthy(now) else self.next_change(now)
 
     def sighting(self, now: float, *, gated: bool) -> Sighting:
         """What a look finds now; with `gated`, its connections are counted."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deployd_core.acts import CloseGate
-from deployd_core.model import Phase
+from deployd_core.model import InstanceView, Phase
 from deployd_core.observation import InstanceFacts
 from deployd_core.planner import Decision
 from deployd_core.simulate.instance import NEVER, VirtualInstance
@@ -116,15 +116,15 @@ def awaits_clients(host: VirtualHost, facts: InstanceFacts, now: float) -> bool:
 def plan_look(host: VirtualHost, number: int, facts: InstanceFacts) -> None:
     """Have an instance looked at when that shows something new; looks before that are only counted, which `catch_up` does."""
     instance, now, second = host.instances[number], host.world.clock.now, host.world.look_seconds(host)
-    change = instance.next_change(now)
     if not instance.runs:
         due = _DOWN if host.holds and now - facts.state_since < _DOWN_FOR else NEVER
-        moments = [min(change, now + due) + second]
+        moments = [min(instance.next_change(now), now + due) + second]
     else:
-        series = [_until_drained(instance, facts, now, second), *_until_steady(host, number, facts, second)]
-        news = min((moments[-1] for moments in series if moments), default=NEVER)
-        news = min(news, change + second)
-        moments = sorted(moment for moments in series for moment in moments if moment < news)
+        healthy_at = now if facts.streak else instance.next_healthy(now)
+        series = [_until_drained(instance, facts, now, second), *_until_steady(host, number, facts, healthy_at, second)]
+        news = min([moments[-1] for moments in series if moments], default=NEVER)
+        news = min(news, instance.next_change(healthy_at) + second)
+        moments = sorted([moment for moments in series for moment in moments if moment < news])
         moments.append(news)
     if moments[-1] < NEVER and look_soon(host, number, moments[-1] - now):
         host.counts[number] = moments[:-1]
@@ -139,22 +139,24 @@ def _until_drained(instance: VirtualInstance, facts: InstanceFacts, now: float, 
     return [first + count * pace for count in range(_QUIET - facts.quiet)]
 
 
-def _until_steady(host: VirtualHost, number: int, facts: InstanceFacts, second: float) -> list[list[float]]:
-    """Looks at an instance that answers, until it is healthy, until it is stable, and until its clients are back."""
-    instance, watch, now = host.instances[number], host.watches[number], host.world.clock.now
-    rules = host.setup.rules
-    pace = _PACE + second
-    since = watch.healthy_since
-    if since is None or facts.healthy_until is None or not facts.streak:
+def _until_steady(host: VirtualHost, number: int, facts: InstanceFacts, healthy_at: float, second: float) -> list[list[float]]:
+    """Looks at an instance that answers, or will: until it is healthy, until it is stable, and until its clients are back."""
+    rules, now, pace = host.setup.rules, host.world.clock.now, _PACE + second
+    since, until = facts.healthy_since, facts.healthy_until
+    if since is not None and until is not None and facts.streak:
+        healthy = [now + count * pace for count in range(1, rules.healthy_after - facts.streak + 1)]
+    elif healthy_at < NEVER:
+        now = since = until = healthy_at + second  # when it is first seen to answer
+        healthy = [now + count * pace for count in range(rules.healthy_after)]
+    else:
         return []
-    healthy = [now + count * pace for count in range(1, rules.healthy_after - facts.streak + 1)]
     steady_at = since + rules.stable_for
-    steady = [max(steady_at + 1e-6 + second, *healthy, now)] if facts.healthy_until < steady_at else []
+    steady = [max(steady_at + 1e-6 + second, *healthy, now)] if until < steady_at else []
     if not _only_steady(host, facts):
         return [healthy, steady]
     back: list[float] = []
     if awaits_clients(host, facts, now):
-        first = max(now + _TRAFFIC, instance.back_at) + second
+        first = max(now + _TRAFFIC, host.instances[number].back_at) + second
         back = [first + count * (_TRAFFIC + second) for count in range(_CLIENTS)]
     return [sorted([*healthy, *steady, *back])]
 
@@ -166,19 +168,31 @@ def come_back(host: VirtualHost, decision: Decision) -> None:
     for key, setback in host.setbacks.by_key.items():
         if now < setback.retry_at < NEVER and not host.idle(key):
             due.append(setback.retry_at)
-    drain = host.setup.rules.drain
+    ready = Phase.READY
     for number, view in enumerate(decision.instances):
         facts = host.known[number]
-        if facts is None:
+        if facts is None or view.phase is ready:
             continue
-        if drain is not None and facts.gate_closed:
-            if CloseGate.key_of(view.name) not in host.busy:
-                due.append(now + max(0.01, facts.lease_left - drain.lease / 2 + 0.01))
-            if view.phase is Phase.DRAINING and facts.quiet >= _QUIET:
-                due.append(now + drain.settle)
         returning = awaits_clients(host, facts, now)
-        if returning and drain is not None and facts.opened_at is not None:
-            due.append(facts.opened_at + drain.traffic_timeout)
+        if facts.gate_closed or returning:
+            due += _gate_due(host, view, facts)
         if (view.phase.in_cycle or returning) and (host.looks[number] <= now or host.looks[number] == NEVER):
             plan_look(host, number, facts)
     host.stir_at(min(due, default=NEVER))
+
+
+def _gate_due(host: VirtualHost, view: InstanceView, facts: InstanceFacts) -> list[float]:
+    """When something is due about a gate: its lease is to be moved, its instance has been quiet for long enough, or its clients
+    have been waited for.
+    """
+    now, drain = host.world.clock.now, host.setup.rules.drain
+    if drain is None:
+        return []
+    if not facts.gate_closed:
+        return [facts.opened_at + drain.traffic_timeout] if facts.opened_at is not None else []
+    due = []
+    if CloseGate.key_of(view.name) not in host.busy:
+        due.append(now + max(0.01, facts.lease_left - drain.lease / 2 + 0.01))
+    if view.phase is Phase.DRAINING and facts.quiet >= _QUIET:
+        due.append(now + drain.settle)
+    return due
