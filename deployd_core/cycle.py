@@ -136,7 +136,7 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
             failures.append(failure)
         elif act is not None and _may(act, seen):
             acts.append(act)
-        if not isinstance(act, CloseGate | OpenGate):
+        if type(act) not in _OPPOSITES:
             acts += renewal(facts, seen)
         if not manager_away:
             deadlines.append(_deadline(facts, view, seen.rules))

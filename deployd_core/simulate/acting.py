@@ -148,7 +148,7 @@ def _begin(host: VirtualHost, act: Act) -> float:
         return _begin_restart(host, host.by_name[act.instance])
     if isinstance(act, CloseGate) and host.by_name[act.instance].closed is None:
         host.world.disturb(host, host.by_name[act.instance])
-    if isinstance(act, CloseGate | OpenGate | CloseIdle):
+    if isinstance(act, (CloseGate, OpenGate, CloseIdle)):
         return _GATE
     typical = {WarmUp: times.warmup, Fetch: times.fetch, Unpack: times.unpack, RunStep: times.step}
     return host.world.draw(typical.get(type(act), times.write))
@@ -381,6 +381,7 @@ def _learn_of_instance(host: VirtualHost, act: InstanceAct, value: Any, error: D
                     host.stir()  # it was taken over, which no look shows
             case OpenGate():
                 watch.gate_opened(now)
+                host.dirty(number)
                 host.shown[number] = essence(host, host.know(number))
             case CloseIdle():
                 watch.idle_closed(now)

@@ -215,22 +215,20 @@ class VirtualHost:
 
     def know(self, number: int) -> InstanceFacts:
         """What is known of an instance now."""
-        facts = self.known[number] = self.watches[number].facts(self.world.clock.time(), self.owner)
-        self._known_at[number] = self.world.clock.now
+        facts, now = self.known[number], self.world.clock.now
+        if facts is None or (facts.gate_closed and self._known_at[number] < now):  # the rest of a lease changes all the time
+            facts = self.known[number] = self.watches[number].facts(self.world.clock.time(), self.owner)
+            self._known_at[number] = now
         return facts
 
     def facts(self) -> tuple[InstanceFacts, ...]:
         """What is known of each instance now."""
-        now = self.world.clock.now
-        known = []
         for number, counts in enumerate(self.counts):
             if counts:
                 looks.catch_up(self, number)
-            facts = self.known[number]
-            if facts is None or (facts.gate_closed and self._known_at[number] < now):  # the rest of a lease changes all the time
-                facts = self.know(number)
-            known.append(facts)
-        return tuple(known)
+        return tuple(
+            [self.know(number) if facts is None or facts.gate_closed else facts for number, facts in enumerate(self.known)]
+        )
 
     # Plan, and act.
 

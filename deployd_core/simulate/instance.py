@@ -96,18 +96,18 @@ class VirtualInstance:
         """What a look finds now; with `gated`, its connections are counted."""
         if self.serves is None:
             return Sighting(state=self.state, verdict=_DOWN, closed=self.closed)
-        connections = None
+        connections, healthy = None, self.healthy(now)
         if self.closed is not None:
             connections = _BUSY if now < self.drained_at else _QUIET
         elif gated:
-            connections = _RECENT if self.back_at <= now and self.healthy(now) else _QUIET
+            connections = _RECENT if self.back_at <= now and healthy else _QUIET
         return Sighting(
             state=self.state,
             process=self.process,
             serves=self.serves,
             release=self.serves,
             evidence=_EVIDENCE,
-            verdict=_HEALTHY if self.healthy(now) else _STARTING,
+            verdict=_HEALTHY if healthy else _STARTING,
             closed=self.closed,
             connections=connections,
         )

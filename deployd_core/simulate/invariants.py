@@ -68,7 +68,7 @@ class Judge:
         """A host begins an act."""
         if isinstance(act, TakePermit):
             self._asked[host.name] = act.limit
-        if not isinstance(act, Restart | CloseGate):
+        if not isinstance(act, (Restart, CloseGate)):
             return
         world, instance = self._world, host.by_name[act.instance]
         if isinstance(act, CloseGate) and instance.closed is not None:

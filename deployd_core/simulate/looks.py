@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deployd_core.acts import CloseGate
+from deployd_core.acts import CloseGate, Restart
 from deployd_core.model import InstanceView, Phase
 from deployd_core.observation import InstanceFacts
 from deployd_core.planner import Decision
@@ -47,12 +47,17 @@ def look_again(host: VirtualHost, number: int) -> None:
 
 def catch_up(host: VirtualHost, number: int) -> None:
     """Take the looks at an instance that were due by now, each as of its own moment."""
-    now, instance, watch, counts = host.world.clock.now, host.instances[number], host.watches[number], host.counts[number]
+    now, counts = host.world.clock.now, host.counts[number]
     while counts and counts[0] <= now:
-        moment = counts.pop(0)
-        returning = host.gated and watch.opened_at is not None
-        watch.saw(instance.sighting(moment, gated=returning), started=moment, ended=moment)
-        host.dirty(number)
+        _see(host, number, counts.pop(0))
+
+
+def _see(host: VirtualHost, number: int, moment: float) -> None:
+    """Take a look as of a moment."""
+    watch = host.watches[number]
+    returning = watch.opened_at is not None and host.gated
+    watch.saw(host.instances[number].sighting(moment, gated=returning), started=moment, ended=moment)
+    host.dirty(number)
 
 
 def _look(host: VirtualHost, number: int, life: int) -> None:
@@ -61,12 +66,10 @@ def _look(host: VirtualHost, number: int, life: int) -> None:
     if life != host.life or not host.alive or host.looks[number] > now:
         return
     host.looks[number] = NEVER
-    instance, watch = host.instances[number], host.watches[number]
-    if f"restart:{instance.name}" in host.busy:
+    if host.busy and Restart.key_of(host.instances[number].name) in host.busy:
         return
     catch_up(host, number)
-    returning = host.gated and watch.opened_at is not None
-    watch.saw(instance.sighting(now, gated=returning), started=now, ended=now)
+    _see(host, number, now)
     facts = host.know(number)
     shown = essence(host, facts)
     if shown != host.shown[number] or not facts.running:
@@ -168,12 +171,12 @@ def come_back(host: VirtualHost, decision: Decision) -> None:
     for key, setback in host.setbacks.by_key.items():
         if now < setback.retry_at < NEVER and not host.idle(key):
             due.append(setback.retry_at)
-    ready = Phase.READY
+    ready, waits_for_clients = Phase.READY, host.gated and host.holds
     for number, view in enumerate(decision.instances):
         facts = host.known[number]
         if facts is None or view.phase is ready:
             continue
-        returning = awaits_clients(host, facts, now)
+        returning = waits_for_clients and awaits_clients(host, facts, now)
         if facts.gate_closed or returning:
             due += _gate_due(host, view, facts)
         if (view.phase.in_cycle or returning) and (host.looks[number] <= now or host.looks[number] == NEVER):

@@ -215,7 +215,7 @@ class World:
             if not isinstance(value, Permit):
                 return
             self._permitted(host)
-        if isinstance(act, Settle | TakePermit):
+        if isinstance(act, (Settle, TakePermit)):
             self.record.hold(self.clock.elapsed, len(self.ensemble.holders(self.service)))
         if isinstance(act, RecordFailure):
             self.judge.failed(host)
