@@ -106,7 +106,8 @@ class Plugin(ABC, Generic[OptionsT]):
 class Strategy(Plugin[OptionsT]):
     """Decides which instances may restart now, and under which limits.
 
-    A strategy is pure: no I/O, no clock, no randomness, no memory. It is asked again after every change, and after a crash.
+    A strategy is pure: no I/O, no clock, no randomness, no memory, from its ``__init__`` on. It is asked again after every
+    change, and after a crash, in another process: the order of a set is another there.
     """
 
     @abstractmethod

@@ -247,6 +247,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     fleet: FleetView = FleetView()
     facts: Mapping[str, Any] = field(default_factory=dict)
     now: float = 0.0
+    """Seconds, to compare with `since`: no time of day."""
 
     @property
     def stale(self) -> tuple[str, ...]:
