@@ -195,7 +195,10 @@ class InstanceCall(HostCall, frozen=True, kw_only=True):
 
 
 class Manager(Plugin[OptionsT]):
-    """Starts, stops, restarts and reloads instances. Called from several threads, for different instances."""
+    """Starts, stops, restarts and reloads instances. Called from several threads, for different instances.
+
+    Whatever is done to one instance, the processes of the others stay as they are.
+    """
 
     @abstractmethod
     def state(self, call: InstanceCall) -> Status:
@@ -297,7 +300,11 @@ class Connections(Struct, frozen=True, kw_only=True):
 
 
 class Gate(Plugin[OptionsT]):
-    """Turns the traffic of an instance off and on. Every method can be repeated; the state lives in the kernel or the balancer."""
+    """Turns the traffic of an instance off and on. Every method can be repeated; the state lives in the kernel or the balancer.
+
+    A closed gate is a lease: past its end, when nobody has moved that, it opens by itself, or `closed_everywhere` tells of it and
+    `clear` opens it.
+    """
 
     @abstractmethod
     def close(self, call: GateCall) -> None:
@@ -313,7 +320,10 @@ class Gate(Plugin[OptionsT]):
 
     @abstractmethod
     def connections(self, call: InstanceCall) -> Connections:
-        """Count the connections of clients now; asked some ten times a second while an instance is drained or comes back."""
+        """Count the connections of clients now; asked some ten times a second while an instance is drained or comes back.
+
+        An instance with none that is busy is drained, and will be restarted: whatever may have a request under way counts as busy.
+        """
 
     def passing(self) -> Passing:
         """Say how the agent's own requests get past a closed gate of this kind; by default nothing is in their way."""

@@ -32,7 +32,7 @@ FINISHES, CRASHES = "finishes", "crashes"
 
 PROPERTIES = {
     PLANS: "Whatever the view (no instance, one, all failed, two of one name), it returns a valid Plan or a DeploydError.",
-    PURE: "The same view gives the same plan, in any process, at any time; it reads no file, network, variable or clock, rolls no dice.",
+    PURE: "The same view gives the same plan, in any process and at any time; it reads no file, network or clock, rolls no dice.",
     MEMORY: "A new object answers like an old one, and in whatever order it is asked: nothing is lost in a crash.",
     VIEW: "It does not change the view that it is given.",
     ANSWERS: "It answers at once.",

@@ -45,7 +45,7 @@ def check_gate(make: Callable[[], Bound[Gate[Any]]]) -> Findings:
         def make_gate(self) -> Gate[Any]:
             return make().plugin
 
-    return Findings(checks=tuple(_run(Case)))
+    return Findings(checks=tuple(run_suite(Case)))
 
 
 def check_probe(make: Callable[[], Bound[Probe[Any]]]) -> Findings:
@@ -59,7 +59,7 @@ def check_probe(make: Callable[[], Bound[Probe[Any]]]) -> Findings:
         def make_probe(self) -> Probe[Any]:
             return make().plugin
 
-    return Findings(checks=tuple(_run(Case, without=_NEEDS_HEALTH)))
+    return Findings(checks=tuple(run_suite(Case, without=_NEEDS_HEALTH)))
 
 
 def cannot_check(kind: Kind) -> Findings:
@@ -70,8 +70,8 @@ def cannot_check(kind: Kind) -> Findings:
     )
 
 
-def _run(case: Callable[[], Any], *, without: tuple[str, ...] = ()) -> Iterator[Check]:
-    """Every test of a suite, on an object of its own."""
+def run_suite(case: Callable[[], Any], *, without: tuple[str, ...] = ()) -> Iterator[Check]:
+    """Every test of a contract, on an object of its own, as pytest would run it."""
     for name in dir(case):
         if name.startswith("test_") and name not in without:
             test = getattr(case(), name)
@@ -90,9 +90,13 @@ def _problem_of(test: Callable[[], None]) -> str:
 
 def _in_a_line(text: str) -> str:
     """The end of a traceback: what was raised, where, and by which line."""
-    places = re.findall(r'File "([^"]+)", line (\d+), in \S+\n\s+(.+)', text)
-    last = text.strip().splitlines()[-1]
-    return f"{last} at {Path(places[-1][0]).name}:{places[-1][1]}: {places[-1][2]}" if places else last
+    places = list(re.finditer(r'File "([^"]+)", line (\d+), in \S+\n\s+(.+)', text))
+    if not places:
+        return text.strip().splitlines()[-1]
+    file, number, line = places[-1].groups()
+    # The first line that is not indented: pytest adds more to what an assertion says.
+    raised = next((found for found in text[places[-1].end() :].splitlines() if found[:1].strip()), "")
+    return f"{raised} at {Path(file).name}:{number}: {line}"
 
 
 def _obstacle(make: Callable[[], Bound[Gate[Any]]]) -> str:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deployd_core.testing.fakes import FakeBalancer, FakeGate, FakeManager, FakeManagerOptions, FakeProbe, FakeProcesses
-    from deployd_core.testing.gates import (
+    from deployd_core.testing.gate_abilities import (
         BypassContract,
         ClearingContract,
         CountingContract,
-        GateContract,
         HoldingContract,
         LeaseContract,
     )
+    from deployd_core.testing.gates import GateContract
     from deployd_core.testing.instances import eventually, free_port
     from deployd_core.testing.managers import ManagerContract
     from deployd_core.testing.probes import ProbeContract, SpeakingProbeContract
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "fakes": ("FakeBalancer", "FakeGate", "FakeManager", "FakeManagerOptions", "FakeProbe", "FakeProcesses"),
-    "gates": ("BypassContract", "ClearingContract", "CountingContract", "GateContract", "HoldingContract", "LeaseContract"),
+    "gate_abilities": ("BypassContract", "ClearingContract", "CountingContract", "HoldingContract", "LeaseContract"),
+    "gates": ("GateContract",),
     "instances": ("eventually", "free_port"),
     "managers": ("ManagerContract",),
     "probes": ("ProbeContract", "SpeakingProbeContract"),

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from deployd_core.testing.zookeeper import ZooKeeperServer
 
 pytest.register_assert_rewrite(
-    *(f"deployd_core.testing.{name}" for name in ("gates", "managers", "probes", "reporters", "sources", "steps", "strategies"))
+    *(
+        f"deployd_core.testing.{name}"
+        for name in ("gate_abilities", "gates", "managers", "probes", "reporters", "sources", "steps", "strategies")
+    )
 )
 
 

@@ -131,7 +131,7 @@ def test_a_gate_is_tried_in_a_network_of_its_own(tmp_path: Path, capsys: pytest.
     )
 
     assert 0 == run(["plugins", "check", "gate", "nftables"])
-    assert "gate nftables passes all 7 checks" in capsys.readouterr().out
+    assert "gate nftables passes all 9 checks" in capsys.readouterr().out
     assert 1 == run(["--plugins-dir", str(tmp_path), "plugins", "check", "gate", "ajar"])
     assert "\na-closed-gate-turns-new-clients-away: " in capsys.readouterr().out
 
