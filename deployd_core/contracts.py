@@ -261,7 +261,11 @@ class Probe(Plugin[ProbeOptionsT]):
 
     @abstractmethod
     def check(self, call: InstanceCall) -> Verdict:
-        """Check once, within `call.timeout` seconds."""
+        """Check once, within `call.timeout` seconds.
+
+        A verdict is of now: the core counts them, so that none may be kept from an earlier check. Connect by `call.connect`, which
+        a closed gate lets pass; an instance that is asked in another way is never found healthy behind its gate.
+        """
 
 
 class ClosedGate(Struct, frozen=True, kw_only=True):
@@ -411,7 +415,7 @@ class Download(Struct, frozen=True, kw_only=True):
     size: int | None = None
     """The whole artifact, not the rest."""
     validator: str | None = None
-    """An ETag or the like: the same as long as the artifact is."""
+    """An ETag or the like: the same as long as the artifact is, and another for another of the same size."""
 
 
 class Source(Plugin[OptionsT]):
@@ -471,7 +475,8 @@ StepOptionsT = TypeVar("StepOptionsT", bound=StepOptions)
 class Step(Plugin[StepOptionsT]):
     """A post-install step: makes an unpacked release ready to serve, before anything is restarted.
 
-    The core marks a step as done in the release; one that was cut off runs again, so it must bear repeating.
+    The core marks a step as done in the release; one that was cut off runs again, so it must bear repeating, and then leave the
+    same. It changes nothing beside its release and `Release.shared`.
     """
 
     @abstractmethod
@@ -484,7 +489,10 @@ class Step(Plugin[StepOptionsT]):
 
 
 class Reporter(Plugin[OptionsT]):
-    """Is told what happens, on a thread of its own; may be slow or broken without harm."""
+    """Is told what happens, on a thread of its own; may be slow or broken without harm.
+
+    One that passes events on passes them on whole: `build`, and `detail` with whatever keys and values it has.
+    """
 
     @abstractmethod
     def report(self, event: Event) -> None:

@@ -23,8 +23,8 @@ from deployd_core.testing import netns
 from deployd_core.testing.gates import GateContract
 from deployd_core.testing.probes import ProbeContract
 
-_NEEDS_HEALTH = ("test_a_healthy_instance_is_healthy", "test_one_object_tells_instances_apart")
-"""Tests of a probe that need an instance which is healthy: only its author knows how to make one."""
+_NEEDS_HEALTH = ("test_a_healthy_instance_is_healthy", "test_one_object_tells_instances_apart", "test_a_verdict_is_of_now")
+"""Tests of a probe that need an instance which is healthy: only its author knows how to make one, if a web server is none."""
 
 
 def check_gate(make: Callable[[], Bound[Gate[Any]]]) -> Findings:
@@ -49,7 +49,7 @@ def check_gate(make: Callable[[], Bound[Gate[Any]]]) -> Findings:
 
 
 def check_probe(make: Callable[[], Bound[Probe[Any]]]) -> Findings:
-    """Ask a probe about an instance that is not there.
+    """Ask a probe about instances that are not there, do not answer, and, if it takes a plain web server for healthy, have ended.
 
     Args:
         make: Makes a new object of it.
@@ -59,7 +59,9 @@ def check_probe(make: Callable[[], Bound[Probe[Any]]]) -> Findings:
         def make_probe(self) -> Probe[Any]:
             return make().plugin
 
-    return Findings(checks=tuple(run_suite(Case, without=_NEEDS_HEALTH)))
+    (first, *_) = _NEEDS_HEALTH
+    unwell = bool(_problem_of(getattr(Case(), first)))
+    return Findings(checks=tuple(run_suite(Case, without=_NEEDS_HEALTH if unwell else ())))
 
 
 def cannot_check(kind: Kind) -> Findings:
@@ -71,11 +73,12 @@ def cannot_check(kind: Kind) -> Findings:
 
 
 def run_suite(case: Callable[[], Any], *, without: tuple[str, ...] = ()) -> Iterator[Check]:
-    """Every test of a contract, on an object of its own, as pytest would run it."""
+    """Every test of a contract, on an object of its own, as pytest would run it; those of `without` are not tried."""
     for name in dir(case):
-        if name.startswith("test_") and name not in without:
-            test = getattr(case(), name)
-            yield Check(name=name.removeprefix("test_").replace("_", "-"), promise=test.__doc__, cases=1, problem=_problem_of(test))
+        if name.startswith("test_"):
+            test, tried = getattr(case(), name), name not in without
+            problem = _problem_of(test) if tried else ""
+            yield Check(name=name.removeprefix("test_").replace("_", "-"), promise=test.__doc__, cases=int(tried), problem=problem)
 
 
 def _problem_of(test: Callable[[], None]) -> str:

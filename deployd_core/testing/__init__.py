@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deployd_core.testing.instances import eventually, free_port
     from deployd_core.testing.managers import ManagerContract
     from deployd_core.testing.probes import ProbeContract, SpeakingProbeContract
-    from deployd_core.testing.reporters import ReporterContract
+    from deployd_core.testing.reporters import ReporterContract, WholeReporterContract
     from deployd_core.testing.sample import SampleService
     from deployd_core.testing.sources import SourceContract
     from deployd_core.testing.steps import RefusingStepContract, StepContract
@@ -37,7 +37,7 @@ _WHERE = {
     "instances": ("eventually", "free_port"),
     "managers": ("ManagerContract",),
     "probes": ("ProbeContract", "SpeakingProbeContract"),
-    "reporters": ("ReporterContract",),
+    "reporters": ("ReporterContract", "WholeReporterContract"),
     "sample": ("SampleService",),
     "sources": ("SourceContract",),
     "steps": ("RefusingStepContract", "StepContract"),
@@ -68,6 +68,7 @@ __all__ = [
     "SpeakingProbeContract",
     "StepContract",
     "StrategyContract",
+    "WholeReporterContract",
     "eventually",
     "free_port",
     "host_view",
