@@ -106,7 +106,8 @@ class Plugin(ABC, Generic[OptionsT]):
 class Strategy(Plugin[OptionsT]):
     """Decides which instances may restart now, and under which limits.
 
-    A strategy is pure: no I/O, no clock, no randomness, no memory. It is asked again after every change, and after a crash.
+    A strategy is pure: no I/O, no clock, no randomness, no memory, from its ``__init__`` on. It is asked again after every
+    change, and after a crash, in another process: the order of a set is another there.
     """
 
     @abstractmethod
@@ -194,7 +195,10 @@ class InstanceCall(HostCall, frozen=True, kw_only=True):
 
 
 class Manager(Plugin[OptionsT]):
-    """Starts, stops, restarts and reloads instances. Called from several threads, for different instances."""
+    """Starts, stops, restarts and reloads instances. Called from several threads, for different instances.
+
+    Whatever is done to one instance, the processes of the others stay as they are.
+    """
 
     @abstractmethod
     def state(self, call: InstanceCall) -> Status:
@@ -257,7 +261,11 @@ class Probe(Plugin[ProbeOptionsT]):
 
     @abstractmethod
     def check(self, call: InstanceCall) -> Verdict:
-        """Check once, within `call.timeout` seconds."""
+        """Check once, within `call.timeout` seconds.
+
+        A verdict is of now: the core counts them, so that none may be kept from an earlier check. Connect by `call.connect`, which
+        a closed gate lets pass; an instance that is asked in another way is never found healthy behind its gate.
+        """
 
 
 class ClosedGate(Struct, frozen=True, kw_only=True):
@@ -296,7 +304,11 @@ class Connections(Struct, frozen=True, kw_only=True):
 
 
 class Gate(Plugin[OptionsT]):
-    """Turns the traffic of an instance off and on. Every method can be repeated; the state lives in the kernel or the balancer."""
+    """Turns the traffic of an instance off and on. Every method can be repeated; the state lives in the kernel or the balancer.
+
+    A closed gate is a lease: past its end, when nobody has moved that, it opens by itself, or `closed_everywhere` tells of it and
+    `clear` opens it.
+    """
 
     @abstractmethod
     def close(self, call: GateCall) -> None:
@@ -312,7 +324,10 @@ class Gate(Plugin[OptionsT]):
 
     @abstractmethod
     def connections(self, call: InstanceCall) -> Connections:
-        """Count the connections of clients now; asked some ten times a second while an instance is drained or comes back."""
+        """Count the connections of clients now; asked some ten times a second while an instance is drained or comes back.
+
+        An instance with none that is busy is drained, and will be restarted: whatever may have a request under way counts as busy.
+        """
 
     def passing(self) -> Passing:
         """Say how the agent's own requests get past a closed gate of this kind; by default nothing is in their way."""
@@ -400,7 +415,7 @@ class Download(Struct, frozen=True, kw_only=True):
     size: int | None = None
     """The whole artifact, not the rest."""
     validator: str | None = None
-    """An ETag or the like: the same as long as the artifact is."""
+    """An ETag or the like: the same as long as the artifact is, and another for another of the same size."""
 
 
 class Source(Plugin[OptionsT]):
@@ -460,7 +475,8 @@ StepOptionsT = TypeVar("StepOptionsT", bound=StepOptions)
 class Step(Plugin[StepOptionsT]):
     """A post-install step: makes an unpacked release ready to serve, before anything is restarted.
 
-    The core marks a step as done in the release; one that was cut off runs again, so it must bear repeating.
+    The core marks a step as done in the release; one that was cut off runs again, so it must bear repeating, and then leave the
+    same. It changes nothing beside its release and `Release.shared`.
     """
 
     @abstractmethod
@@ -473,7 +489,10 @@ class Step(Plugin[StepOptionsT]):
 
 
 class Reporter(Plugin[OptionsT]):
-    """Is told what happens, on a thread of its own; may be slow or broken without harm."""
+    """Is told what happens, on a thread of its own; may be slow or broken without harm.
+
+    One that passes events on passes them on whole: `build`, and `detail` with whatever keys and values it has.
+    """
 
     @abstractmethod
     def report(self, event: Event) -> None:

@@ -247,6 +247,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     fleet: FleetView = FleetView()
     facts: Mapping[str, Any] = field(default_factory=dict)
     now: float = 0.0
+    """Seconds, to compare with `since`: no time of day."""
 
     @property
     def stale(self) -> tuple[str, ...]:
@@ -288,12 +289,15 @@ class Event(Struct, frozen=True, kw_only=True):
     """Something that happened, for reporters and event hooks."""
 
     name: str
-    """A noun and a verb: ``host.restarting``, ``host.failed``, ``host.converged``, ``build.staged``…"""
+    """What it is about, and what happened: ``host.restarting``, ``host.failed``, ``host.converged``, ``instance.cut``…"""
     service: str
     host: str
     at: str
+    """RFC 3339."""
     build: str = ""
+    """The build that is enabled; empty when none is."""
     detail: Mapping[str, Any] = field(default_factory=dict)
+    """More about it, by names that depend on the event; docs/plugins/hooks.md has them all."""
 
 
 class RestartRequest(Struct, frozen=True, kw_only=True):

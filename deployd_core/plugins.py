@@ -11,7 +11,6 @@ import contextlib
 import difflib
 import importlib.util
 import re
-import stat
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +26,7 @@ from deployd_core import api, decoding, hookspecs
 from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.entry_points import find_entry_points
 from deployd_core.errors import ConfigError, DeploydError, PluginError, UnknownPlugin, did_you_mean
+from deployd_core.trust import weakness
 
 ENTRY_POINT_GROUP = "deployd"
 OWN_DISTRIBUTION = "deployd"
@@ -334,10 +334,8 @@ def _single_files(directory: Path | None) -> Iterable[tuple[Provider, Callable[[
 
 
 def _load_file(path: Path) -> ModuleType:
-    if path.stat().st_mode & stat.S_IWOTH:
-        raise PluginError(
-            f"{path} can be written by anybody: the agent does not run it", hint=f"take that right away: chmod o-w {path}"
-        )
+    if weak := weakness(path):
+        raise PluginError(f"it is not run, for others could have written it: {weak}")
     spec = importlib.util.spec_from_file_location(f"deployd_plugin_file_{path.stem.replace('-', '_')}", path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path} is not a Python module")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from msgspec import Struct
 
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.output import folded, message, print_json, print_table
@@ -21,12 +23,14 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
+NO_FACTS = "{}"
 _COLOURS = {"ok": "green", "failed": "red"}
 
 
 def option_option(command: F) -> F:
     """``--option KEY=VALUE``."""
     return click.option(
+        "-o",
         "--option",
         "options",
         metavar="KEY=VALUE",
@@ -50,14 +54,33 @@ def facts_option(command: F) -> F:
     return click.option(
         "--facts",
         metavar="JSON",
-        default="{}",
+        default=NO_FACTS,
         help="What the strategy's own look at a host finds; its instances: web@8001, web@8002, …",
     )(command)
 
 
-def check(
-    plugins: Plugins, kind: Kind, name: str, *, options: Sequence[str], facts: str, seed: int, seeds: int, as_json: bool
-) -> int:
+class Wish(Struct, frozen=True, kw_only=True):
+    """What is to be tried, in the words of the command line."""
+
+    kind: Kind
+    name: str
+    options: tuple[str, ...]
+    facts: str
+    seed: int
+    seeds: int
+    where: tuple[str, ...]
+    """Flags that say where plugins are, as they were given."""
+
+    def again(self, seed: int) -> str:
+        """The command that tries one seed again."""
+        words = ["deployd", "strategies", "check", self.name]
+        for option in self.options:
+            words += ["-o", option]
+        words += ["--facts", self.facts] if self.facts != NO_FACTS else []
+        return shlex.join([*words, "--seed", str(seed), "--seeds", "1", *self.where])
+
+
+def check(plugins: Plugins, wish: Wish, *, as_json: bool) -> int:
     """Try a plugin, print what came of it, and return the exit code.
 
     Raises:
@@ -65,14 +88,13 @@ def check(
         ConfigError: It does not accept the options.
         click.BadParameter: The options or facts cannot be read.
     """
-    table = read_options(options)
-    plugins.make(kind, name, table, where="--option")
-    findings = _find(plugins, kind, name, table, facts=_read_facts(facts), seed=seed, seeds=seeds)
+    plugins.get(wish.kind, wish.name)
+    findings = _find(plugins, wish)
     if as_json:
-        print_json("deployd.plugins.check/1", _as_json(kind, name, findings, seed, seeds))
+        print_json("deployd.plugins.check/1", _as_json(wish, findings))
     else:
-        _print(kind, name, findings)
-    return Exit.DONE if findings.passed else Exit.FAILED
+        _print(wish, findings)
+    return Exit.USAGE if findings.refused else Exit.DONE if findings.passed else Exit.FAILED
 
 
 def read_options(texts: Sequence[str]) -> dict[str, Any]:
@@ -103,32 +125,33 @@ def _read_facts(text: str) -> Mapping[str, object]:
     return facts
 
 
-def _find(
-    plugins: Plugins, kind: Kind, name: str, table: Mapping[str, Any], *, facts: Mapping[str, object], seed: int, seeds: int
-) -> Findings:
+def _find(plugins: Plugins, wish: Wish) -> Findings:
+    from deployd_core.conformance.suites import cannot_check, check_gate, check_probe
     from deployd_core.plugins import Kind
 
-    found = plugins.get(kind, name)
-    if kind is Kind.STRATEGY:
-        from deployd_core.conformance.strategies import Subject, check_strategy
-
-        plugin: Any = found.plugin
-        options = plugins.make(kind, name, table, where="--option").plugin.options
-        subject = Subject(name=name, provider=found.provider, plugin=plugin, options=options, facts=lambda _: facts)
-        return check_strategy(subject, seed=seed, seeds=seeds)
-    from deployd_core.conformance.suites import cannot_check, check_gate, check_probe
+    if wish.kind not in (Kind.STRATEGY, Kind.GATE, Kind.PROBE):
+        return cannot_check(wish.kind)  # whatever its options: none need be given
+    table, facts = read_options(wish.options), _read_facts(wish.facts)
 
     def make() -> Bound[Any]:
-        return plugins.make(kind, name, table, where="--option")
+        return plugins.make(wish.kind, wish.name, table, where="--option")
 
-    if kind is Kind.GATE:
-        return check_gate(make)
-    return check_probe(make) if kind is Kind.PROBE else cannot_check(kind)
+    made = make()
+    if wish.kind is not Kind.STRATEGY:
+        return check_gate(make) if wish.kind is Kind.GATE else check_probe(make)
+    from deployd_core.conformance.strategies import Subject, check_strategy
+
+    found = plugins.get(wish.kind, wish.name)
+    plugin: Any = found.plugin
+    options = made.plugin.options
+    subject = Subject(name=wish.name, provider=found.provider, plugin=plugin, options=options, facts=lambda _: facts)
+    return check_strategy(subject, seed=wish.seed, seeds=wish.seeds)
 
 
-def _print(kind: Kind, name: str, findings: Findings) -> None:
+def _print(wish: Wish, findings: Findings) -> None:
+    what = f"{wish.kind.value} {wish.name}"
     if findings.refused:
-        message(f"{kind.value} {name} was not checked: {findings.refused}")
+        message(f"{what} was not checked: {findings.refused}")
         return
     print_table(
         ("CHECK", "STATE", "TRIED", "WHAT HOLDS"),
@@ -139,9 +162,12 @@ def _print(kind: Kind, name: str, findings: Findings) -> None:
     for check in failed:
         click.echo(folded(f"\n{check.name}: {check.problem}"))
         if check.seed is not None:
-            click.echo(f"Again: deployd strategies check {name} --seed {check.seed} --seeds 1")
-    passes = f"passes all {len(findings.checks)} checks" if not failed else f"fails {len(failed)} of {len(findings.checks)} checks"
-    click.echo(f"\n{kind.value} {name} {passes}")
+            click.echo(f"Again: {wish.again(check.seed)}")  # to be copied, however long
+    count, tried = len(findings.checks), sum(check.cases > 0 for check in findings.checks)
+    passes = f"passes all {count} checks" if tried == count else f"passes the {tried} of {count} checks that could be tried"
+    click.echo(f"\n{what} {f'fails {len(failed)} of {count} checks' if failed else passes}")
+    if not failed and tried < count:
+        click.echo("To it no web server here is healthy: have its tests inherit ProbeContract, and bring an instance that is")
     if findings.unlimited:
         from deployd_core.conformance.width import NO_LIMIT
 
@@ -152,7 +178,7 @@ def _state(check: Check) -> str:
     return "failed" if not check.passed else "ok" if check.cases else "untried"
 
 
-def _as_json(kind: Kind, name: str, findings: Findings, seed: int, seeds: int) -> dict[str, Any]:
+def _as_json(wish: Wish, findings: Findings) -> dict[str, Any]:
     checks = [
         {
             "name": check.name,
@@ -165,12 +191,12 @@ def _as_json(kind: Kind, name: str, findings: Findings, seed: int, seeds: int) -
         for check in findings.checks
     ]
     return {
-        "kind": kind.value,
-        "name": name,
+        "kind": wish.kind.value,
+        "name": wish.name,
         "passed": findings.passed,
         "refused": findings.refused,
         "unlimited": findings.unlimited,
-        "seed": seed,
-        "seeds": seeds,
+        "seed": wish.seed,
+        "seeds": wish.seeds,
         "checks": checks,
     }

@@ -71,11 +71,14 @@ def check_plugin(
     """Hold a plugin to the contract of its kind.
 
     A strategy runs on modelled hosts, as by `deployd strategies check`. A gate is closed and opened in a network of its own, which
-    needs root; a probe is asked about what is not there. Other kinds are refused: only their author can set up what they work on.
+    needs root; a probe is asked about what is not there, does not answer, or has just ended. Other kinds are refused: only their
+    author can set up what they work on. Exits with 1 when a check fails, and with 2 when nothing could be checked.
     """
-    from deployd_core.cli.checking import check
+    from deployd_core.cli.checking import Wish, check
 
-    return check(settings.plugins(), kind_of(kind), name, options=options, facts=facts, seed=seed, seeds=seeds, as_json=as_json)
+    where = settings.flags(zookeeper=False)
+    wish = Wish(kind=kind_of(kind), name=name, options=options, facts=facts, seed=seed, seeds=seeds, where=where)
+    return check(settings.plugins(), wish, as_json=as_json)
 
 
 @command.command(

@@ -98,6 +98,12 @@ class Settings:
             return "from DEPLOYD_ZOOKEEPER" if self.zookeeper == os.environ.get("DEPLOYD_ZOOKEEPER") else "from --zookeeper"
         return f"from {self.config or AGENT_FILE}" if self.agent_config is not None else "the default"
 
+    def flags(self, *, zookeeper: bool) -> tuple[str, ...]:
+        """What a command has to repeat to find the same plugins, and the same ZooKeeper where it asked one."""
+        flags: dict[str, object] = {"--config": self.config, "--plugins-dir": self.plugins_directory}
+        flags |= {"--zookeeper": self.zookeeper} if zookeeper else {}
+        return tuple(str(word) for flag, value in flags.items() if value is not None for word in (flag, value))
+
 
 def duration(text: str) -> Duration:
     """Read a length of time from the command line.

@@ -88,13 +88,6 @@ def zones_of(zones: int | None, hosts: int) -> int:
     return zones or min(_ZONES, hosts)
 
 
-def given(settings: Settings, *, service: str) -> tuple[str, ...]:
-    """The flags that a command has to repeat to find the same plugins and the same ZooKeeper."""
-    flags: dict[str, object] = {"--config": settings.config, "--plugins-dir": settings.plugins_directory}
-    flags |= {"--zookeeper": settings.zookeeper} if service else {}
-    return tuple(str(word) for flag, value in flags.items() if value is not None for word in (flag, value))
-
-
 def make_scenario(settings: Settings, wish: Wish) -> Scenario:
     """The scenario that was asked for.
 

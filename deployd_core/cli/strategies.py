@@ -131,10 +131,13 @@ def check_strategy(
     The real planner runs it, in virtual time, with failures, crashes at every act, and views as no host should show them: is it
     pure, does it bring every host to an end, do its plans keep to its own limits? Exits with 1 when a check fails.
     """
-    from deployd_core.cli.checking import check
+    from deployd_core.cli.checking import Wish, check
     from deployd_core.plugins import Kind
 
-    return check(settings.plugins(), Kind.STRATEGY, name, options=options, facts=facts, seed=seed, seeds=seeds, as_json=as_json)
+    wish = Wish(
+        kind=Kind.STRATEGY, name=name, options=options, facts=facts, seed=seed, seeds=seeds, where=settings.flags(zookeeper=False)
+    )
+    return check(settings.plugins(), wish, as_json=as_json)
 
 
 @command.command(
@@ -182,12 +185,12 @@ def simulate(
     bad-build, slow-start, slow-probe, flap, disk-full, join and leave; of the service newer-build, new-spec and pause. WHEN is a
     time (10m), a part of the hosts that have got a permit (50%), or rand. The exit code is 1 when a rule was broken.
     """
-    from deployd_core.cli.simulation import Wish, given, make_scenario, print_summary, run, zones_of
+    from deployd_core.cli.simulation import Wish, make_scenario, print_summary, run, zones_of
 
     if spec_file is not None and wishes["service"]:
         raise click.UsageError("--spec and --service both say where the spec comes from: give one of them")
     wishes["zones"] = zones_of(wishes["zones"], wishes["hosts"])
-    wish = Wish(strategy=name, spec_file=spec_file, where=given(settings, service=wishes["service"]), **wishes)
+    wish = Wish(strategy=name, spec_file=spec_file, where=settings.flags(zookeeper=bool(wishes["service"])), **wishes)
     scenario = make_scenario(settings, wish)
     summary, shown = run(settings, wish, scenario)
     print_summary(wish, scenario, summary, shown, as_json=as_json, svg=svg, trace=trace)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from deployd_core.api import AtDeadline, DrainOptions, Health, HostView, Options, Phase, Share, State
+from deployd_core.api import AtDeadline, DrainOptions, Health, HostView, Options, Phase, Role, Share, State
 from deployd_core.observation import Drain
 from deployd_core.testing.views import host_view, instance_view
 
@@ -33,6 +33,7 @@ def hostile_views(facts: Callable[[Sequence[str]], Mapping[str, object]]) -> Ite
         ("one in every phase", host_view(*Phase)),
         ("all done", host_view(*[Phase.READY] * 4)),
         ("all in the cycle", host_view(*[Phase.WARMING] * 4)),
+        ("a canary host", host_view(*[Phase.STALE] * 4, role=Role.CANARY)),
         ("three hundred instances", host_view(*[Phase.STALE] * 300)),
     ]
     for label, view in cases:

@@ -24,9 +24,10 @@ R = TypeVar("R")
 PURE = "pure"
 ANSWERS = "answers"
 PATIENCE = 2.0
-"""Seconds that a plan may take here. It takes microseconds: this tells one that hangs from one on a busy machine."""
+"""Seconds that a call may take here. It takes microseconds: this tells one that hangs from one on a busy machine."""
 
 _CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "clock_gettime"}
+_CLOCKS |= {"localtime", "gmtime", "ctime", "asctime", "strftime"}
 _NOW = {"now", "utcnow", "today"}
 _MODULES = ("posix", "io", "_io", "_socket", "_posixsubprocess", "select", "_ctypes", "fcntl", "_signal")
 _HARMLESS = {"fspath", "StringIO", "BytesIO"}
@@ -41,16 +42,21 @@ class Guard:
     def __init__(self) -> None:
         self._armed = False
         self._seen = ""
+        self._doing = "plan"
         sys.addaudithook(self._audit)
         signal.signal(signal.SIGALRM, self._late)
 
-    def watch(self, function: Callable[[], R]) -> R:
+    def watch(self, function: Callable[[], R], doing: str = "plan") -> R:
         """Call it.
+
+        Args:
+            function: The call.
+            doing: Which method of the strategy it is.
 
         Raises:
             Fault: It did what a strategy may not do, or took too long.
         """
-        self._seen = ""
+        self._seen, self._doing = "", doing
         signal.setitimer(signal.ITIMER_REAL, PATIENCE)
         self._armed = True
         gc.disable()  # what others hang into the collector is none of the strategy's doing
@@ -68,7 +74,7 @@ class Guard:
 
     def _late(self, _number: int, frame: FrameType | None) -> None:
         where = f" (at {_where(frame)})" if frame is not None else ""
-        raise Fault(ANSWERS, f"plan did not return within {PATIENCE:g} s{where}")
+        raise Fault(ANSWERS, f"{self._doing} did not return within {PATIENCE:g} s{where}")
 
     def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code in _ENVIRONMENT:
@@ -85,7 +91,7 @@ class Guard:
         if _importing(frame):
             return  # a module that is imported when it is first needed: once, and the same whatever the view
         self._armed = False
-        self._seen = f"plan {what} at {_where(frame)}"
+        self._seen = f"{self._doing} {what} at {_where(frame)}"
         raise Fault(PURE, self._seen)
 
 

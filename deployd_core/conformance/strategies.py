@@ -13,13 +13,14 @@ from typing import Any
 from msgspec import Struct
 
 from deployd_core.acts import Act
-from deployd_core.api import HostView, Options, Share, Strategy
+from deployd_core.api import HostView, Options, Plan, Role, Share, Strategy
 from deployd_core.boundary import Bound, Provider, call_plugin
 from deployd_core.conformance import SEEDS
 from deployd_core.conformance.cases import drain_of, hostile_views, varied
+from deployd_core.conformance.elsewhere import differing
 from deployd_core.conformance.findings import Check, Fault, Findings
 from deployd_core.conformance.guard import ANSWERS, PURE, Guard
-from deployd_core.conformance.questions import LIMITS, MEMORY, PLANS, VIEW, Questions
+from deployd_core.conformance.questions import LIMITS, MEMORY, PLANS, VIEW, Questions, about
 from deployd_core.conformance.width import is_unlimited
 from deployd_core.conformance.world import NEW, RULES, TICK, Running, World
 from deployd_core.errors import DeploydError, Unavailable
@@ -31,19 +32,22 @@ FINISHES, CRASHES = "finishes", "crashes"
 
 PROPERTIES = {
     PLANS: "Whatever the view (no instance, one, all failed, two of one name), it returns a valid Plan or a DeploydError.",
-    PURE: "The same view gives the same plan; it reads no file, network, environment or clock, rolls no dice, never sleeps.",
+    PURE: "The same view gives the same plan, in any process and at any time; it reads no file, network or clock, rolls no dice.",
     MEMORY: "A new object answers like an old one, and in whatever order it is asked: nothing is lost in a crash.",
     VIEW: "It does not change the view that it is given.",
     ANSWERS: "It answers at once.",
-    LIMITS: "Its plans are no wider than its own options: limit, limit_per_zone, instances_at_once, min_available.",
+    LIMITS: "Its plans are no wider than its own options say, and what is in the cycle already counts.",
     FINISHES: "Every instance comes to serve the build by one restart; with things failing, it converges, or fails with a reason.",
     CRASHES: "With a crash before or after any one act, it converges all the same.",
     RULES: "Rules hold: permit before restart, the floor, nothing right restarted, no request cut early, gates open in the end.",
 }
 
+_MANY = (12, 40)
+"""Instances of large hosts."""
 _ROUNDS = 1500
 _TIMEOUT = 600.0
 """Seconds for everything: only code that cannot be interrupted comes to it."""
+_MEND = "in the end every stale instance has to be named, those that are down first: view.stale begins with them"
 _FAILED = (HostStep.FAILED, HostStep.REVERTED, HostStep.BROKEN)
 
 
@@ -57,14 +61,16 @@ class Subject(Struct, frozen=True, kw_only=True):
     facts: Callable[[Sequence[str]], Mapping[str, object]] = lambda _: {}
     """What `HostView.facts` holds, given the names of the instances."""
 
-    def make(self, options: Options | None = None) -> Bound[Strategy[Any]]:
+    def make(self, guard: Guard, options: Options) -> Bound[Strategy[Any]]:
         """A new object of it.
 
         Raises:
             DeploydError: It does not accept the options.
+            Fault: It does more than keep them.
         """
-        chosen = self.options if options is None else options
-        plugin = call_plugin(self.provider, f"making strategy {self.name}", lambda: self.plugin(chosen))
+        plugin = call_plugin(
+            self.provider, f"making strategy {self.name}", lambda: guard.watch(lambda: self.plugin(options), "__init__")
+        )
         return Bound(plugin, self.name, self.provider)
 
 
@@ -100,12 +106,17 @@ class _Trial:
         self._cases = dict.fromkeys(PROPERTIES, 0)
         self._problems: dict[str, tuple[str, int | None]] = {}
         self._unlimited = False
+        self._asked: list[tuple[HostView, Plan]] = []
+        """What another process is asked once more."""
 
     def run(self, seeds: Sequence[int]) -> Findings:
         self._case(FINISHES, None, self._on_one_host)
         for label, view in hostile_views(self._subject.facts):
             self._case(PLANS, None, lambda view=view: self._on_view(view), about=label)  # type: ignore[misc]
+        self._case(PURE, None, self._in_another_process)
         self._case(CRASHES, None, self._with_every_crash)
+        for count in _MANY:
+            self._case(FINISHES, None, lambda count=count: self._on_one_host(count))  # type: ignore[misc]
         for seed in seeds:
             dice = random.Random(seed)  # noqa: S311 - no secret
             self._case(FINISHES, seed, lambda dice=dice: self._on_any_host(dice))  # type: ignore[misc]
@@ -130,11 +141,12 @@ class _Trial:
             self._problems.setdefault(fault.check, (f"{about}: {fault.message}" if about else fault.message, seed))
 
     def _questions(self, options: Options | None = None) -> Questions:
+        chosen = self._subject.options if options is None else options
         try:
-            self._subject.make(options)
+            self._subject.make(self._guard, chosen)
         except DeploydError as error:
             raise Fault(PLANS, error.message) from error
-        return Questions(lambda: self._subject.make(options), self._guard, self._count)
+        return Questions(lambda: self._subject.make(self._guard, chosen), self._guard, self._count)
 
     def _count(self) -> None:
         """One more question, whose answer is held to all of these."""
@@ -147,18 +159,31 @@ class _Trial:
             ask(view)
         except DeploydError:
             return  # it may say on purpose that it cannot
+        self._asked += ask.asked
         ask.ask_again()
+
+    def _in_another_process(self) -> None:
+        """The same questions, where nothing is as it was here but the strategy and the views."""
+        found = differing(self._subject.plugin, self._subject.options, self._asked)
+        if found is not None:
+            view, here, there = found
+            raise Fault(
+                PURE,
+                f"another process plans {list(there.cycle)} where this one plans {list(here.cycle)}, about the same view: the "
+                f"order of a set is another in each, so sort it by the order of view.stale: {about(view)}",
+            )
 
     def _world(self, count: int, options: Options, **changes: Any) -> World:
         names = [f"web@{8001 + number}" for number in range(count)]
         rules = Rules(drain=drain_of(options), healthy_timeout=20, stable_for=0.5)
         return World({name: Running() for name in names}, **{"rules": rules, "facts": self._subject.facts(names), **changes})
 
-    def _on_one_host(self) -> None:
-        """Four instances, nothing goes wrong."""
-        ask, world = self._questions(), self._world(4, self._subject.options)
+    def _on_one_host(self, count: int = 4) -> None:
+        """So many instances, nothing goes wrong."""
+        ask, world = self._questions(), self._world(count, self._subject.options)
         decision = self._live(world, ask)
-        self._unlimited = any(is_unlimited(view, plan) for view, plan in ask.asked)
+        self._asked += ask.asked
+        self._unlimited |= any(is_unlimited(view, plan) for view, plan in ask.asked)
         _expect_converged(world, decision)
         ask.ask_again()
 
@@ -184,7 +209,7 @@ class _Trial:
         """Any number of instances, options, health and mishaps."""
         options = varied(self._subject.options, rng)
         try:
-            self._subject.make(options)
+            self._subject.make(self._guard, options)
         except DeploydError:
             options = self._subject.options  # it refuses such options, which it may
         count = rng.choice([0, 1, 1, 2, 2, 3, 4, 4, 6])
@@ -203,6 +228,7 @@ class _Trial:
             sick=frozenset(name for name in names if rough and rng.random() < 0.15),
             stuck=frozenset(name for name in names if rough and rng.random() < 0.15),
             clients=rng.choice([0.0, 1.0, 3.0, None]),
+            role=rng.choice([Role.FLEET, Role.FLEET, Role.CANARY]),
         )
         for running in world.instances.values():
             running.serves = running.serves if rng.random() < 0.9 else None
@@ -237,7 +263,9 @@ class _Trial:
                     ask.crash()
                     break
             world.tick()
-        raise Fault(FINISHES, f"neither done nor failed after {_ROUNDS * TICK:g} s: {decision.step.value}, {decision.reason}")
+        raise Fault(
+            FINISHES, f"neither done nor failed after {_ROUNDS * TICK:g} s: {decision.step.value}, {decision.reason}; {_MEND}"
+        )
 
 
 def _once(number: int, mishap: Mishap) -> Callable[[Act], Mishap]:
@@ -262,7 +290,7 @@ def _dice(rng: random.Random) -> Callable[[Act], Mishap]:
 
 def _expect_converged(world: World, decision: Decision, *, once: bool = True) -> None:
     if decision.step is not HostStep.CONVERGED:
-        raise Fault(FINISHES, f"nothing stands in its way, and it ends {decision.step.value}: {decision.reason}")
+        raise Fault(FINISHES, f"nothing stands in its way, and it ends {decision.step.value}: {decision.reason}; {_MEND}")
     stale = [name for name, found in world.instances.items() if found.serves != NEW]
     shut = [name for name, found in world.instances.items() if found.closed]
     again = [name for name, times in world.restarts.items() if times > 1]

@@ -23,8 +23,8 @@ from deployd_core.testing import netns
 from deployd_core.testing.gates import GateContract
 from deployd_core.testing.probes import ProbeContract
 
-_NEEDS_HEALTH = ("test_a_healthy_instance_is_healthy", "test_one_object_tells_instances_apart")
-"""Tests of a probe that need an instance which is healthy: only its author knows how to make one."""
+_NEEDS_HEALTH = ("test_a_healthy_instance_is_healthy", "test_one_object_tells_instances_apart", "test_a_verdict_is_of_now")
+"""Tests of a probe that need an instance which is healthy: only its author knows how to make one, if a web server is none."""
 
 
 def check_gate(make: Callable[[], Bound[Gate[Any]]]) -> Findings:
@@ -45,11 +45,11 @@ def check_gate(make: Callable[[], Bound[Gate[Any]]]) -> Findings:
         def make_gate(self) -> Gate[Any]:
             return make().plugin
 
-    return Findings(checks=tuple(_run(Case)))
+    return Findings(checks=tuple(run_suite(Case)))
 
 
 def check_probe(make: Callable[[], Bound[Probe[Any]]]) -> Findings:
-    """Ask a probe about an instance that is not there.
+    """Ask a probe about instances that are not there, do not answer, and, if it takes a plain web server for healthy, have ended.
 
     Args:
         make: Makes a new object of it.
@@ -59,7 +59,9 @@ def check_probe(make: Callable[[], Bound[Probe[Any]]]) -> Findings:
         def make_probe(self) -> Probe[Any]:
             return make().plugin
 
-    return Findings(checks=tuple(_run(Case, without=_NEEDS_HEALTH)))
+    (first, *_) = _NEEDS_HEALTH
+    unwell = bool(_problem_of(getattr(Case(), first)))
+    return Findings(checks=tuple(run_suite(Case, without=_NEEDS_HEALTH if unwell else ())))
 
 
 def cannot_check(kind: Kind) -> Findings:
@@ -70,12 +72,13 @@ def cannot_check(kind: Kind) -> Findings:
     )
 
 
-def _run(case: Callable[[], Any], *, without: tuple[str, ...] = ()) -> Iterator[Check]:
-    """Every test of a suite, on an object of its own."""
+def run_suite(case: Callable[[], Any], *, without: tuple[str, ...] = ()) -> Iterator[Check]:
+    """Every test of a contract, on an object of its own, as pytest would run it; those of `without` are not tried."""
     for name in dir(case):
-        if name.startswith("test_") and name not in without:
-            test = getattr(case(), name)
-            yield Check(name=name.removeprefix("test_").replace("_", "-"), promise=test.__doc__, cases=1, problem=_problem_of(test))
+        if name.startswith("test_"):
+            test, tried = getattr(case(), name), name not in without
+            problem = _problem_of(test) if tried else ""
+            yield Check(name=name.removeprefix("test_").replace("_", "-"), promise=test.__doc__, cases=int(tried), problem=problem)
 
 
 def _problem_of(test: Callable[[], None]) -> str:
@@ -90,9 +93,13 @@ def _problem_of(test: Callable[[], None]) -> str:
 
 def _in_a_line(text: str) -> str:
     """The end of a traceback: what was raised, where, and by which line."""
-    places = re.findall(r'File "([^"]+)", line (\d+), in \S+\n\s+(.+)', text)
-    last = text.strip().splitlines()[-1]
-    return f"{last} at {Path(places[-1][0]).name}:{places[-1][1]}: {places[-1][2]}" if places else last
+    places = list(re.finditer(r'File "([^"]+)", line (\d+), in \S+\n\s+(.+)', text))
+    if not places:
+        return text.strip().splitlines()[-1]
+    file, number, line = places[-1].groups()
+    # The first line that is not indented: pytest adds more to what an assertion says.
+    raised = next((found for found in text[places[-1].end() :].splitlines() if found[:1].strip()), "")
+    return f"{raised} at {Path(file).name}:{number}: {line}"
 
 
 def _obstacle(make: Callable[[], Bound[Gate[Any]]]) -> str:

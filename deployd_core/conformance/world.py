@@ -27,7 +27,7 @@ from deployd_core.acts import (
 )
 from deployd_core.conformance.findings import Fault
 from deployd_core.contracts import AtDeadline, Connections
-from deployd_core.model import FleetView, Health, Instance, PermitView, State
+from deployd_core.model import FleetView, Health, Instance, PermitView, Role, State
 from deployd_core.observation import InstanceFacts, Observation, Rules, Setback, Staging
 from deployd_core.planner import Decision
 
@@ -76,6 +76,7 @@ class World:
     instances: dict[str, Running]
     rules: Rules
     facts: Mapping[str, object] = field(default_factory=dict)
+    role: Role = Role.FLEET
     sick: frozenset[str] = frozenset()
     """Instances that never get healthy on the new build."""
     stuck: frozenset[str] = frozenset()
@@ -121,6 +122,7 @@ class World:
             now=self.now,
             service="web",
             host="h1",
+            role=self.role,
             build=NEW,
             digest=_DIGEST,
             staging=Staging(

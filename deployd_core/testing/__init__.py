@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deployd_core.testing.fakes import FakeBalancer, FakeGate, FakeManager, FakeManagerOptions, FakeProbe, FakeProcesses
-    from deployd_core.testing.gates import (
+    from deployd_core.testing.gate_abilities import (
         BypassContract,
         ClearingContract,
         CountingContract,
-        GateContract,
         HoldingContract,
         LeaseContract,
     )
+    from deployd_core.testing.gates import GateContract
     from deployd_core.testing.instances import eventually, free_port
     from deployd_core.testing.managers import ManagerContract
     from deployd_core.testing.probes import ProbeContract, SpeakingProbeContract
-    from deployd_core.testing.reporters import ReporterContract
+    from deployd_core.testing.reporters import ReporterContract, WholeReporterContract
     from deployd_core.testing.sample import SampleService
     from deployd_core.testing.sources import SourceContract
     from deployd_core.testing.steps import RefusingStepContract, StepContract
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "fakes": ("FakeBalancer", "FakeGate", "FakeManager", "FakeManagerOptions", "FakeProbe", "FakeProcesses"),
-    "gates": ("BypassContract", "ClearingContract", "CountingContract", "GateContract", "HoldingContract", "LeaseContract"),
+    "gate_abilities": ("BypassContract", "ClearingContract", "CountingContract", "HoldingContract", "LeaseContract"),
+    "gates": ("GateContract",),
     "instances": ("eventually", "free_port"),
     "managers": ("ManagerContract",),
     "probes": ("ProbeContract", "SpeakingProbeContract"),
-    "reporters": ("ReporterContract",),
+    "reporters": ("ReporterContract", "WholeReporterContract"),
     "sample": ("SampleService",),
     "sources": ("SourceContract",),
     "steps": ("RefusingStepContract", "StepContract"),
@@ -67,6 +68,7 @@ __all__ = [
     "SpeakingProbeContract",
     "StepContract",
     "StrategyContract",
+    "WholeReporterContract",
     "eventually",
     "free_port",
     "host_view",

@@ -27,7 +27,7 @@ from deployd_core.api import ConfigError, Manager, RestartFailed, State, Status
 from deployd_core.testing.instances import free_port, refusal
 from deployd_core.testing.sample import SampleService
 
-KINDS = ("web", "die", "deaf")
+KINDS = ("web", "peer", "die", "deaf")
 T = TypeVar("T")
 
 
@@ -40,7 +40,7 @@ class Bench:
         self.service = service
         self.manager = manager
         self.outer_pid = outer_pid
-        self.web, self.die, self.deaf = (f"{kind}@{ports[kind]}" for kind in KINDS)
+        self.web, self.peer, self.die, self.deaf = (f"{kind}@{ports[kind]}" for kind in KINDS)
 
     def status(self, name: str) -> Status:
         """What the manager says of an instance."""
@@ -68,12 +68,12 @@ class ManagerContract(ABC):
     def managing(
         self, service: SampleService, directory: Path, ports: Mapping[str, int]
     ) -> contextlib.AbstractContextManager[Manager[Any]]:
-        """A manager of three instances, none of which has been started.
+        """A manager of four instances, none of which has been started.
 
         Args:
             service: Its ``service.command(port, kind)`` is what each instance runs, in the directory `service.current`.
             directory: For whatever the manager keeps; not made yet.
-            ports: By kind: ``web@PORT`` is a server, ``die@PORT`` ends at once, ``deaf@PORT`` does not listen to SIGTERM.
+            ports: By kind: ``web@PORT`` and ``peer@PORT`` serve, ``die@PORT`` ends at once, ``deaf@PORT`` ignores SIGTERM.
         """
 
     def outer_pid(self, pid: int) -> int:
@@ -127,6 +127,22 @@ class ManagerContract(ABC):
             bench.manager.restart(bench.service.call(bench.web))
 
             assert before.process != bench.serving(bench.web, "v2").process
+
+    def test_its_neighbours_are_left_alone(self) -> None:
+        """Whatever is done to one instance, another one keeps its process."""
+        with self.started() as bench:
+            for name in (bench.web, bench.peer):
+                bench.manager.start(bench.service.call(name))
+            before = bench.serving(bench.peer, "v1")
+            bench.serving(bench.web, "v1")
+            for method in ("restart", "stop", "start"):
+                getattr(bench.manager, method)(bench.service.call(bench.web))
+
+                assert before == bench.running(bench.peer), (
+                    f"{method}({bench.web}) ended or replaced the process of {bench.peer}: it must touch the one instance alone"
+                )
+            bench.serving(bench.web, "v1")
+            assert before == bench.running(bench.peer), f"{bench.peer} lost its process when {bench.web} was stopped and started"
 
     def test_flip_there_and_back_needs_no_restart(self) -> None:
         """An instance that was not restarted between two flips serves what it served before."""

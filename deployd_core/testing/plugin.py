@@ -1,10 +1,11 @@
 """The fixtures of the test kit, for every pytest run where deployd is installed; docs/plugins/testing.md shows them at work.
 
-This module is imported by all of them, those included that have nothing to do with deployd: it imports nothing but pytest.
+This module is imported by all of them, those included that have nothing to do with deployd: it imports nothing else but pytest.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,18 @@ if TYPE_CHECKING:
     from deployd_core.testing.zookeeper import ZooKeeperServer
 
 pytest.register_assert_rewrite(
-    *(f"deployd_core.testing.{name}" for name in ("gates", "managers", "probes", "reporters", "sources", "steps", "strategies"))
+    *(
+        f"deployd_core.testing.{name}"
+        for name in ("gate_abilities", "gates", "managers", "probes", "reporters", "sources", "steps", "strategies")
+    )
 )
+
+
+def pytest_configure() -> None:
+    """Refuse a seed that is none, once, rather than in every test of a strategy."""
+    seed = os.environ.get("DEPLOYD_SEED", "0")
+    if not seed.removeprefix("-").isdecimal():
+        raise pytest.UsageError(f"$DEPLOYD_SEED is {seed!r} and must be a whole number, as in DEPLOYD_SEED=17 pytest")
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ class TestMyReporter(ReporterContract):
     def started(self):
         with Receiver() as receiver:
             yield MyReporter(MyOptions(url=receiver.url)), lambda: receiver.names
+
+`WholeReporterContract` is for reporters that pass on all that an event says.
 """
 
 # ruff: noqa: SIM300 - expected == actual, as in all tests
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deployd_core.api import Event, Reporter
@@ -34,7 +36,7 @@ class ReporterContract(ABC):
 
     def test_events_arrive_in_order(self) -> None:
         """Each once, in the order in which they happened."""
-        names = ["build.staged", "host.restarting", "instance.cut", "host.failed", "host.converged"]
+        names = ["host.fetching", "host.restarting", "instance.cut", "host.failed", "host.converged"]
         with self.started() as (reporter, arrived):
             for name in names:
                 reporter.report(event(name))
@@ -61,3 +63,26 @@ class ReporterContract(ABC):
             reporter.report(event("host.idle", build=""))
 
             assert ["host.idle"] == list(arrived())
+
+
+class WholeReporterContract(ReporterContract):
+    """For reporters that pass on all that an event says, and not just that something happened."""
+
+    @abstractmethod
+    def passed_on(self) -> Sequence[Mapping[str, Any]]:
+        """What has arrived since `started`, in order: of each event the fields of `Event`, by their names."""
+
+    def test_nothing_of_an_event_is_lost(self) -> None:
+        """Build and detail arrive as they were, and no key of the detail is taken for a field of the event."""
+        events = [
+            event("instance.cut", detail={"instance": "web@8001", "connections": 3}),
+            event("host.waiting", detail={"reason": "x" * 10_000}),
+            event("host.failed", detail={"name": "not the event's", "host": "nor the host's", "build": "v9", "at": "later"}),
+        ]
+        with self.started() as (reporter, _):
+            for sent in events:
+                reporter.report(sent)
+
+            for sent, found in zip(events, self.passed_on(), strict=True):
+                for field in sent.__struct_fields__:
+                    assert found.get(field) == getattr(sent, field), f"`{field}` of {sent.name} arrived as {found.get(field)!r:.80}"

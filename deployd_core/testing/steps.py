@@ -10,6 +10,8 @@
 `RefusingStepContract` is for steps that can say no.
 """
 
+# ruff: noqa: SIM300 - expected == actual, as in all tests
+
 from __future__ import annotations
 
 import contextlib
@@ -64,6 +66,37 @@ class StepContract(ABC):
 
             assert self.is_done(call.release)
 
+    def test_it_leaves_the_same_when_it_is_repeated(self) -> None:
+        """Run once more, it adds nothing to what it has left, and nothing is longer than it was."""
+        with self.released() as call:
+            self.make_step().run(call)
+            before = _files(call.release.path)
+            self.make_step().run(call)
+
+            after = _files(call.release.path)
+            changed = sorted(name for name in {**before, **after} if before.get(name) != after.get(name))
+            assert [] == changed, (
+                f"run once more it left {changed[0]} with {after.get(changed[0])} bytes after {before.get(changed[0])}: one that "
+                "was cut off runs again, so write whole files, and do not append"
+            )
+
+    def test_it_touches_the_release_alone(self) -> None:
+        """Beside its release, and what outlives releases in `shared`, everything is as it was: `current`, other releases."""
+        with self.released() as call:
+            root, release = call.release.root, call.release.path
+            other = root / "releases" / "v0"
+            other.mkdir()
+            (other / "BUILD").write_text("v0", encoding="utf-8")
+            (root / "current").symlink_to(other)
+            known = _beside(call)
+            self.make_step().run(call)
+
+            found = _beside(call)
+            changed = sorted(name for name in {**known, **found} if known.get(name) != found.get(name))
+            assert [] == changed, (
+                f"it touched {changed[0]} in {root}: a step works in call.release.path, {release.relative_to(root)}"
+            )
+
     def test_one_that_was_cut_short_runs_again(self) -> None:
         """Out of time it raises StepFailed or Unavailable, or is done already; the next run finds nothing in its way."""
         with self.released() as call:
@@ -74,6 +107,26 @@ class StepContract(ABC):
             self.make_step().run(call)
 
             assert self.is_done(call.release)
+
+
+def _files(directory: Path) -> dict[str, int]:
+    """The size of every file below a directory, but for what Python compiles on the way."""
+    return {
+        str(path.relative_to(directory)): path.lstat().st_size
+        for path in directory.rglob("*")
+        if not path.is_dir() and path.parent.name != "__pycache__"
+    }
+
+
+def _beside(call: StepCall) -> dict[str, bytes]:
+    """What every file beside the release holds, but for `shared` and the log."""
+    release = call.release
+    apart = (release.path, release.root / "shared", call.log)
+    return {
+        str(path.relative_to(release.root)): path.readlink().as_posix().encode() if path.is_symlink() else path.read_bytes()
+        for path in release.root.rglob("*")
+        if not any(path.is_relative_to(place) for place in apart) and (path.is_symlink() or path.is_file())
+    }
 
 
 class RefusingStepContract(StepContract):

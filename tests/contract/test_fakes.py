@@ -26,6 +26,15 @@ class Through(Client):
             raise ConnectionRefusedError("closed")
         super().connect()
 
+    def served(self, wait: float = 0.0) -> bool:
+        """The balancer knows of it while it is under way."""
+        name = f"web@{self.port}"
+        self.balancer.busy[name] = self.balancer.busy.get(name, 0) + 1
+        try:
+            return super().served(wait)
+        finally:
+            self.balancer.busy[name] -= 1
+
 
 class TestFakeGate(LeaseContract, ClearingContract):
     """The balancer in memory."""

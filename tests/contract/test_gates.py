@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from deployd_core.api import ConfigError, Gate
-from deployd_core.testing.gates import BypassContract, ClearingContract, CountingContract, HoldingContract, LeaseContract
+from deployd_core.testing.gate_abilities import BypassContract, ClearingContract, CountingContract, HoldingContract, LeaseContract
 from deployd_core.testing.instances import eventually
 from deployd_core.testing.netns import firewall, isolated
 from deployd_plugins.gates.auto import AutoGate, AutoOptions

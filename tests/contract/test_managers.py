@@ -66,7 +66,7 @@ INIT_SCRIPT = """\
 # An init script as people write them: server ACTION INSTANCE PORT
 kind=${{2%@*}}
 pid_file={shared}/$2.pid
-case $kind in web|die|deaf) ;; *) echo "no such instance: $2"; exit 6;; esac
+case $kind in web|peer|die|deaf) ;; *) echo "no such instance: $2"; exit 6;; esac
 case $1 in
 start) {command} $3 $kind & echo $! > $pid_file ;;
 stop) kill $(cat $pid_file); rm $pid_file ;;

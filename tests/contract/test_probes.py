@@ -35,8 +35,10 @@ class TestCommand(ProbeContract):
 
     @contextmanager
     def healthy(self, service: SampleService) -> Iterator[InstanceCall]:
-        (service.root / "shared" / "web@1.up").touch()
+        up = service.root / "shared" / "web@1.up"
+        up.touch()
         yield service.call("web@1")
+        up.unlink()
 
     @contextmanager
     def sick(self, service: SampleService) -> Iterator[InstanceCall]:
@@ -44,16 +46,21 @@ class TestCommand(ProbeContract):
 
 
 class TestFake(ProbeContract):
-    """The fake one, told that one instance is well."""
+    """The fake one, told which instance is well."""
+
+    well: str | None = None
 
     def make_probe(self) -> Probe[Any]:
         return FakeProbe(
-            ProbeOptions(), lambda call: Verdict.healthy() if call.instance.port == 1 else Verdict.unhealthy("told so")
+            ProbeOptions(),
+            lambda call: Verdict.healthy() if call.instance.name == self.well else Verdict.unhealthy("told so"),
         )
 
     @contextmanager
     def healthy(self, service: SampleService) -> Iterator[InstanceCall]:
+        self.well = "web@1"
         yield service.call("web@1")
+        self.well = None
 
     @contextmanager
     def sick(self, service: SampleService) -> Iterator[InstanceCall]:

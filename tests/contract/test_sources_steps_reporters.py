@@ -7,13 +7,13 @@ import http.server
 import json
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from deployd_core.api import Release, Reporter, Source, Step
-from deployd_core.testing import RefusingStepContract, ReporterContract, SourceContract
+from deployd_core.testing import RefusingStepContract, SourceContract, WholeReporterContract
 from deployd_plugins.reporters.jsonl import JsonlOptions, JsonlReporter
 from deployd_plugins.sources.file import FileOptions, FileSource
 from deployd_plugins.sources.http import HttpOptions, HttpSource
@@ -84,14 +84,14 @@ class TestPip(RefusingStepContract):
         (release.path / "requirements.txt").write_text("no-such-distribution\n")
 
 
-class TestJsonl(ReporterContract):
+class TestJsonl(WholeReporterContract):
     """A file of lines of JSON."""
 
     @contextmanager
     def started(self) -> Iterator[tuple[Reporter[Any], Callable[[], Sequence[str]]]]:
         with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "events.jsonl"
-            yield (
-                JsonlReporter(JsonlOptions(path=str(path))),
-                lambda: [json.loads(line)["name"] for line in path.read_text(encoding="utf-8").split("\n") if line],
-            )
+            self.path = Path(directory) / "events.jsonl"
+            yield JsonlReporter(JsonlOptions(path=str(self.path))), lambda: [found["name"] for found in self.passed_on()]
+
+    def passed_on(self) -> Sequence[Mapping[str, Any]]:
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").split("\n") if line]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,47 @@ def test_what_fails_ends_with_1_and_the_seed_that_shows_it_again(capsys: pytest.
     printed = capsys.readouterr().out
     (again,) = [line for line in printed.splitlines() if line.startswith("Again: deployd ")]
 
-    repeated = run([*BAD, *again.removeprefix("Again: deployd ").split()])
+    repeated = run(shlex.split(again.removeprefix("Again: deployd ")))
 
     assert (1, 1) == (code, repeated)
     assert "plans: plugin bad (" in printed
     assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_what_shows_it_again_repeats_every_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options, facts and the plugin directory, quoted for a shell: pasted, it finds the same."""
+    directory = tmp_path / "a plugin's directory"
+    directory.mkdir()
+    (directory / "primary.py").write_text(
+        PRIMARY.replace("Strategy[Options]", "Strategy[FleetOptions]")
+        .replace("primary is None", "primary is None or (len(view.instances) == 6 and self.options.limit.at_most(10) == 4)")
+        .replace("import HostView, Options", "import FleetOptions, HostView")
+    )
+    facts = '{"primary": "web@8001", "why": "it\'s so"}'
+    check = [
+        "strategies",
+        "check",
+        "primary-last",
+        "--plugins-dir",
+        str(directory),
+        "-o",
+        "limit=4",
+        "--facts",
+        facts,
+        "--seeds",
+        "60",
+    ]
+
+    assert 1 == run(check)
+    printed = capsys.readouterr().out.splitlines()
+    again = next(line for line in printed if line.startswith("Again: "))
+    words = shlex.split(again.removeprefix("Again: deployd "))
+    seed = words[words.index("--seed") + 1]
+
+    expected = ["-o", "limit=4", "--facts", facts, "--seed", seed, "--seeds", "1", "--plugins-dir", str(directory)]
+    assert ["strategies", "check", "primary-last", *expected] == words
+    assert 1 == run(words)
+    assert again in capsys.readouterr().out.splitlines()
 
 
 def test_the_json_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +133,9 @@ def test_a_strategy_with_facts_is_checked_with_them(tmp_path: Path, capsys: pyte
         (["strategies", "check", "concurrency", "--option", "limit"], 2, "'limit' is not KEY=VALUE"),
         (["strategies", "check", "concurrency", "--facts", "{"], 2, "not JSON"),
         (["strategies", "check", "concurrency", "--facts", "[]"], 2, "must be an object"),
-        (["plugins", "check", "step", "pip"], 1, "have its tests inherit StepContract"),
+        (["plugins", "check", "step", "pip"], 2, "have its tests inherit StepContract"),
+        (["plugins", "check", "reporter", "jsonl"], 2, "have its tests inherit ReporterContract"),  # whatever options it wants
+        (["plugins", "check", "reporter", "jsonll"], 1, "Did you mean 'jsonl'?"),
         (["plugins", "check", "gat", "nftables"], 2, "did you mean 'gate'?"),
     ],
 )
@@ -108,10 +147,67 @@ def test_what_cannot_be_checked_is_refused_with_the_reason(
     assert words in capsys.readouterr().err
 
 
-def test_a_probe_is_asked_about_what_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    """A probe that calls nothing healthy passes."""
+PROBE = '''
+import socket
+from deployd_core.api import Probe, ProbeOptions, Verdict, hookimpl
+
+class Mine(Probe[ProbeOptions]):
+    """Look at an instance."""
+    name = "mine"
+    found = None
+    def check(self, call):
+        BODY
+
+@hookimpl
+def deployd_probes(): return [Mine]
+'''
+BAD_PROBES = {
+    "it-passes-a-closed-gate: AssertionError: it connects from 127.0.0.1, as any client": (
+        "try: socket.create_connection((call.address, call.instance.port), call.timeout).close()\n"
+        "        except OSError as error: return Verdict.unhealthy(str(error))\n"
+        "        return Verdict.healthy()"
+    ),
+    "a-verdict-is-of-now: AssertionError: the instance has gone, and the probe still calls it healthy": (
+        "if self.found: return self.found\n"
+        "        try: call.connect(call.address, call.instance.port, call.timeout).close()\n"
+        "        except OSError as error: return Verdict.unhealthy(str(error))\n"
+        "        self.found = Verdict.healthy()\n"
+        "        return self.found"
+    ),
+    "a-check-ends-in-time: AssertionError: call.timeout was 0.5 s": (
+        "try:\n"
+        "            with call.connect(call.address, call.instance.port, 60) as it: it.settimeout(60); said = it.recv(1)\n"
+        "        except OSError as error: return Verdict.unhealthy(str(error))\n"
+        "        return Verdict.healthy() if said else Verdict.unhealthy('silent')"
+    ),
+}
+
+
+def test_a_probe_is_asked_about_what_is_not_there_and_what_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    """And about what does not answer."""
     assert 0 == run(["plugins", "check", "probe", "tcp"])
-    assert "probe tcp passes all 1 checks" in capsys.readouterr().out
+    assert "probe tcp passes all 6 checks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("problem", BAD_PROBES)
+def test_a_bad_probe_is_caught(problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the name of its fault, and with what to do about it."""
+    (tmp_path / "mine.py").write_text(PROBE.replace("BODY", BAD_PROBES[problem]))
+
+    assert 1 == run(["--plugins-dir", str(tmp_path), "plugins", "check", "probe", "mine"])
+    assert problem in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_probe_that_calls_nothing_healthy_is_not_said_to_have_passed_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What could not be tried is said, and who can."""
+    (tmp_path / "mine.py").write_text(PROBE.replace("BODY", "return Verdict.unhealthy('never')"))
+
+    assert 0 == run(["--plugins-dir", str(tmp_path), "plugins", "check", "probe", "mine"])
+    printed = capsys.readouterr().out
+    assert "probe mine passes the 3 of 6 checks that could be tried" in printed
+    assert "have its tests inherit ProbeContract" in printed
 
 
 @pytest.mark.root
@@ -131,7 +227,7 @@ def test_a_gate_is_tried_in_a_network_of_its_own(tmp_path: Path, capsys: pytest.
     )
 
     assert 0 == run(["plugins", "check", "gate", "nftables"])
-    assert "gate nftables passes all 7 checks" in capsys.readouterr().out
+    assert "gate nftables passes all 9 checks" in capsys.readouterr().out
     assert 1 == run(["--plugins-dir", str(tmp_path), "plugins", "check", "gate", "ajar"])
     assert "\na-closed-gate-turns-new-clients-away: " in capsys.readouterr().out
 
@@ -139,5 +235,5 @@ def test_a_gate_is_tried_in_a_network_of_its_own(tmp_path: Path, capsys: pytest.
 @pytest.mark.root
 def test_a_gate_that_cannot_work_there_is_refused_with_its_own_words(capsys: pytest.CaptureFixture[str]) -> None:
     """A gate whose balancer is not there is not said to have failed."""
-    assert 1 == run(["plugins", "check", "gate", "haproxy", "--option", "socket=/nonexistent"])
+    assert 2 == run(["plugins", "check", "gate", "haproxy", "--option", "socket=/nonexistent"])
     assert "it cannot work in an empty network: HAProxy at /nonexistent does not answer" in capsys.readouterr().err

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from deployd_core.api import FleetOptions, HostView, Phase, Plan, Strategy
+from deployd_core.boundary import Provider
 from deployd_core.conformance.strategies import PROPERTIES, Subject, check_strategy
 from deployd_core.plugins import Implementation, Kind, Plugins
 
@@ -16,7 +18,7 @@ PLUGINS = Plugins.load(directory=BAD)
 CAUGHT = {
     "at-once-under-a-limit": {"limits": "4 instances go at once, and its option instances_at_once says 1"},
     "many-hosts": {"limits": "of 2 hosts the plan lets them all go at once, and its option limit says 10%"},
-    "never-finishes": {"finishes": "nothing stands in its way, and it ends broken"},
+    "never-finishes": {"finishes": "in the end every stale instance has to be named, those that are down first"},
     "raises": {"plans": "failed planning: IndexError"},
     "sleeps": {"pure": "plan sleeps at "},
     "hangs": {"answers": "plan did not return within 2 s"},
@@ -34,6 +36,14 @@ CAUGHT = {
     "says-nothing": {"plans": "`why` must be one line"},
     "returns-nonsense": {"plans": "returned no Plan"},
     "begins-only-at-the-beginning": {"crashes": "crash after act "},
+    "forgets-what-is-under-way": {"limits": "2 instances go at once, and it begins with 1: what is in view.cycling is"},
+    "forgets-its-batch": {"limits": "4 instances go at once, and it begins with 2: what is in view.cycling is"},
+    "canary-then-all-too-soon": {"limits": "4 instances go at once, and it begins with 1: what is in view.cycling is"},
+    "takes-the-first-of-a-set": {"pure": "another process plans ["},
+    "knows-where-it-was-made": {"pure": "__init__ looks at the world (posix.uname) at "},
+    "all-canaries-at-once": {"limits": "a canary host: of 2 hosts the plan lets them all go at once"},
+    "half-of-each-hour": {"pure": "it answers differently 1800 s later, when nothing else has changed"},
+    "stuck-on-large-hosts": {"finishes": "in the end every stale instance has to be named"},
 }
 
 
@@ -41,6 +51,89 @@ LOOK = {"looks-in-vain", "looks-for-ever", "finds-no-names"}
 """Their faults show on a real host alone."""
 RARE = "falls-over-a-rare-host"
 """Shows its fault under few seeds alone."""
+
+
+class OneThenTheRest(Strategy[FleetOptions]):
+    """Let one go first; when it is ready, all the others."""
+
+    name = "one-then-the-rest"
+
+    def plan(self, view: HostView) -> Plan:
+        ready = any(found.phase is Phase.READY for found in view.instances)
+        return Plan(
+            cycle=view.cycling or (view.stale if ready else view.stale[:1]), limit=self.options.fleet_limit, why="one first"
+        )
+
+
+class Growing(Strategy[FleetOptions]):
+    """Let one more go at a time for each that is ready: a window that slides and widens."""
+
+    name = "growing"
+
+    def plan(self, view: HostView) -> Plan:
+        window = 1 + sum(found.phase is Phase.READY for found in view.instances)
+        return Plan(
+            cycle=view.cycling + view.stale[: max(0, window - len(view.cycling))],
+            limit=self.options.fleet_limit,
+            why="more and more",
+        )
+
+
+class Shrinking(Strategy[FleetOptions]):
+    """Let half of those that are stale go, then half of the rest."""
+
+    name = "shrinking"
+
+    def plan(self, view: HostView) -> Plan:
+        return Plan(cycle=view.cycling or view.stale[: (len(view.stale) + 1) // 2], limit=self.options.fleet_limit, why="halves")
+
+
+class DownAtOnce(Strategy[FleetOptions]):
+    """Let one that serves go at a time, and whatever is down at once: that costs nobody anything."""
+
+    name = "down-at-once"
+
+    def plan(self, view: HostView) -> Plan:
+        down = tuple(found.name for found in view.instances if found.name in view.stale and not found.available)
+        return Plan(
+            cycle=down + (view.cycling or view.stale[:1]), limit=self.options.fleet_limit, why="one by one, and what is down"
+        )
+
+
+class OneOfEachHalf(Strategy[FleetOptions]):
+    """Let one go at a time of those with an even number, and one of the others."""
+
+    name = "one-of-each-half"
+
+    def plan(self, view: HostView) -> Plan:
+        going: list[str] = []
+        for odd in (0, 1):
+            half = {found.name for found in view.instances if (found.port or 0) % 2 == odd}
+            going += [name for name in view.cycling if name in half] or [name for name in view.stale if name in half][:1]
+        return Plan(cycle=tuple(going), limit=self.options.fleet_limit, why="one of each half")
+
+
+class ImpatientAfterAMinute(Strategy[FleetOptions]):
+    """Wait for one that warms up, and say for how long it has: what `now` and `since` are for."""
+
+    name = "impatient-after-a-minute"
+
+    def plan(self, view: HostView) -> Plan:
+        longest = max((view.now - found.since for found in view.instances if found.name in view.cycling), default=0.0)
+        why = "one by one" if longest < 60 else f"the last one takes long: {longest:.0f} s"
+        return Plan(cycle=view.cycling or view.stale[:1], limit=self.options.fleet_limit, why=why)
+
+
+GOOD = (OneThenTheRest, Growing, Shrinking, DownAtOnce, OneOfEachHalf, ImpatientAfterAMinute)
+
+
+@pytest.mark.parametrize("plugin", GOOD, ids=lambda plugin: plugin.name)
+def test_a_width_that_is_meant_is_no_fault(plugin: type[Strategy[FleetOptions]]) -> None:
+    """A strategy may widen, narrow, and take what is down at once, as long as it counts what is under way."""
+    provider = Provider(entry=plugin.name, distribution="test", version="", origin=__file__)
+    findings = check_strategy(Subject(name=plugin.name, provider=provider, plugin=plugin, options=FleetOptions()), seeds=40)
+
+    assert [] == [(check.name, check.problem, check.seed) for check in findings.checks if not check.passed]
 
 
 def subject(found: Implementation) -> Subject:

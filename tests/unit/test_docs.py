@@ -1,5 +1,6 @@
 """The documents are true: their code runs, their tables are complete, their links and commands exist."""
 
+import ast
 import importlib.util
 import inspect
 import re
@@ -17,6 +18,7 @@ from deployd_core.config import AgentConfig, load_spec
 from deployd_core.conformance import SEEDS
 from deployd_core.conformance.strategies import PROPERTIES
 from deployd_core.conformance.width import lets_all_hosts_go
+from deployd_core.planner import HostStep
 from deployd_core.plugins import Kind, Plugins, PluginState, convert
 
 ROOT = Path(__file__).parents[2]
@@ -185,6 +187,51 @@ def test_the_reference_of_a_hook_is_complete(hook):
     section = PAGES["docs/plugins/hooks.md"].partition(f"## `{hook}(")[2].partition("\n## ")[0]
 
     assert ["When", "Thread", "May raise", "Used by"] == re.findall(r"^- \*\*([A-Za-z ]+):\*\*", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("value", "heading"),
+    [(model.RestartRequest, "| of `RestartRequest` |"), (model.Veto, "| of `Veto` |"), (model.Event, "The fields of `Event`:")],
+)
+def test_the_reference_of_hooks_knows_every_field(value, heading):
+    """What a hook is told and what it returns has a table, with each of its fields and no other."""
+    table = PAGES["docs/plugins/hooks.md"].partition(heading)[2].partition("| --- | --- |\n")[2].partition("\n\n")[0]
+    names = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+
+    assert list(value.__struct_fields__) == names
+
+
+def details():
+    """Every event that the engine tells of, and the keys of its detail: what the code says."""
+    engine, turn = (ast.parse((ROOT / f"deployd_core/{name}.py").read_text(encoding="utf-8")) for name in ("engine", "turn"))
+
+    def calls(tree, method):
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+        return [node.args for node in found if node.func.attr == method]
+
+    def keys(tree):
+        return {key.value for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys}
+
+    assigned = {ast.unparse(node.targets[0]): node.value for node in ast.walk(engine) if isinstance(node, ast.Assign)}
+    found = {}
+    for name, _, detail in calls(engine, "_emit"):
+        event = "host.STEP" if isinstance(name, ast.JoinedStr) else name.value
+        found[event] = keys(detail) or keys(assigned.get(ast.unparse(detail), ast.Dict([], [])))
+    found["permit.held-too-long"] = {key for _, detail in calls(turn, "_once") for key in keys(detail)}
+    return found
+
+
+def test_the_reference_of_hooks_knows_every_event_with_its_detail():
+    """Each name that the engine tells of has its row, with the keys of its detail."""
+    page = PAGES["docs/plugins/hooks.md"].partition("\n## Events\n")[2]
+    steps, _, rows = page.partition("| event | its `detail` |")
+    told = {
+        match[1]: set(re.findall(r"`(\w+)`", match[2])) - {"permit_alarm"}
+        for match in re.finditer(r"^\| `(\S+)` \| (.*)\|$", rows, re.MULTILINE)
+    }
+
+    assert details() == told
+    assert [f"host.{step.value}" for step in HostStep] == re.findall(r"^\| `(host\.\w+)` \|", steps, re.MULTILINE)
 
 
 @pytest.mark.parametrize("value", [model.HostView, model.InstanceView, model.PermitView, model.FleetView, model.Plan])

@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import click
@@ -17,6 +18,7 @@ from deployd_core.errors import ConfigError, PluginError, UnknownPlugin
 from deployd_core.model import Event, RestartRequest, Veto
 from deployd_core.plugins import Kind, Plugins, PluginState, convert
 from deployd_core.spec import ServiceSpec
+from deployd_core.testing.child import run_in_child
 
 STRATEGY = """
     from deployd_core.api import HostView, Options, Plan, Strategy, hookimpl
@@ -241,18 +243,103 @@ def test_a_plugin_is_disabled_by_its_name(load, name):
         plugins.get(Kind.STRATEGY, name)
 
 
-def test_a_file_that_anybody_can_write_is_not_run(load, tmp_path):
-    """The agent may be root: it does not run what everybody may edit."""
-    marker = tmp_path / "ran"
-    path = tmp_path / "open.py"
-    path.write_text(f"open({str(marker)!r}, 'w')")
-    path.chmod(0o666)
+def opened(directory):
+    """Make a directory that everybody may write to."""
+    directory.mkdir()
+    directory.chmod(0o777)
 
-    found = row(load(), "open")
+
+def moved(path):
+    """Leave a link where a file was, which lies elsewhere and may be written by everybody."""
+    target = path.parents[2] / "else.py"
+    path.rename(target)
+    target.chmod(0o666)
+    path.symlink_to(target)
+
+
+WEAK = {
+    "the file, by anybody": (lambda path: path.chmod(0o666), "night.py can be written by anybody: chmod o-w "),
+    "the directory, by anybody": (lambda path: path.parent.chmod(0o777), "plugins.d can be written by anybody: chmod o-w "),
+    "the directory, though sticky": (lambda path: path.parent.chmod(0o1777), "plugins.d can be written by anybody: chmod o-w "),
+    "one further up": (lambda path: path.parents[1].chmod(0o777), "etc can be written by anybody: chmod o-w "),
+    "a cache of bytecode": (lambda path: opened(path.parent / "__pycache__"), "__pycache__ can be written by anybody: chmod o-w "),
+    "where a link leads": (moved, "else.py can be written by anybody: chmod o-w "),
+}
+
+
+@pytest.fixture
+def night(tmp_path):
+    """A plugin file two directories down, with the rights that a careful administrator gives."""
+    path = tmp_path / "etc" / "plugins.d" / "night.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(textwrap.dedent(strategy("by-night")))
+    for place in (path.parent, path.parents[1]):
+        place.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("way", WEAK)
+def test_what_others_may_write_is_not_run(night, way):
+    """The agent may be root: it runs no file that others may edit, replace, or have Python take another for."""
+    weaken, words = WEAK[way]
+    weaken(night)
+
+    found = row(Plugins.load(directory=night.parent), "night")
 
     assert PluginState.BROKEN is found.state
-    assert "can be written by anybody" in found.reason
-    assert not marker.exists()
+    assert words in found.reason
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_belongs_to_another_user_is_not_run(night, place):
+    """Not the file, its directory or one further up: root would run what that user writes."""
+    strange = (night, *night.parents)[place]
+    os.chown(strange, 65534, -1)
+
+    found = row(Plugins.load(directory=night.parent), "night")
+
+    assert PluginState.BROKEN is found.state
+    assert f"{strange} belongs to another user (uid 65534): chown 0 {strange}" in found.reason
+
+
+@pytest.mark.root
+def test_what_a_group_may_write_is_not_run(night):
+    """Unless it is root's, or the user's own."""
+    night.chmod(0o664)
+    states = [row(Plugins.load(directory=night.parent), "night").state]
+    os.chown(night, -1, 65534)
+    states.append(row(Plugins.load(directory=night.parent), "night").state)
+
+    assert [PluginState.OK, PluginState.BROKEN] == states
+
+
+def test_a_user_runs_what_is_theirs(night, monkeypatch):
+    """In a directory of their own below a sticky one, as /tmp is, with a relative path."""
+    night.parents[1].chmod(0o1777)
+    monkeypatch.chdir(night.parent)
+
+    assert PluginState.OK is row(Plugins.load(directory=pathlib.Path()), "night").state
+
+
+@pytest.mark.root
+def test_an_ordinary_user_runs_what_is_theirs(tmp_path):
+    """`--plugins-dir .` works where root has no part in it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        home = pathlib.Path(name)
+        (home / "night.py").write_text(textwrap.dedent(strategy("by-night")))
+        for place in (home, home / "night.py"):
+            os.chown(place, 65534, 65534)
+        home.chmod(0o775)
+
+        def listed():
+            os.chdir(home)
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            return row(Plugins.load(directory=pathlib.Path()), "night").state.value
+
+        assert "ok" == run_in_child(listed, timeout=60)
 
 
 def test_commands_are_collected(load):

@@ -26,7 +26,7 @@ class TestGraceful(ManagerContract):
         for release in (service.root / "releases").iterdir():
             (release / "server.py").write_text(SERVER.read_text(encoding="utf-8"), encoding="utf-8")
         names = tuple(f"{kind}@{port}" for kind, port in ports.items())
-        # The kind of instance (web, die, deaf) is the last argument.
+        # The kind of instance (web, peer, die, deaf) is the last argument.
         command = ("/bin/sh", "-c", 'kind=${0%@*}; exec "$@" "$kind"', "{instance}", *service.command("{port}"))
         yield Graceful(GracefulOptions(command=command, instances=names))
 

@@ -6,7 +6,7 @@ import http.server
 import json
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from webhook import Webhook, WebhookOptions
 
 from deployd_core.api import ConfigError, Reporter, Unavailable
-from deployd_core.testing import ReporterContract, free_port
+from deployd_core.testing import WholeReporterContract, free_port
 from deployd_core.testing.reporters import event
 
 
@@ -59,13 +59,16 @@ def receiving(status: int = 200, **options: Any) -> Iterator[tuple[Webhook, Rece
         thread.join()
 
 
-class TestWebhook(ReporterContract):
+class TestWebhook(WholeReporterContract):
     """All that every reporter keeps to."""
 
     @contextmanager
     def started(self) -> Iterator[tuple[Reporter[Any], Callable[[], Sequence[str]]]]:
-        with receiving(events=()) as (reporter, receiver):
-            yield reporter, lambda: [body["event"]["name"] for body in receiver.received]
+        with receiving(events=()) as (reporter, self.receiver):
+            yield reporter, lambda: [found["name"] for found in self.passed_on()]
+
+    def passed_on(self) -> Sequence[Mapping[str, Any]]:
+        return [body["event"] for body in self.receiver.received]
 
 
 def test_the_text_says_it_in_a_line() -> None:
