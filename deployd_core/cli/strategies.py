@@ -182,13 +182,14 @@ def simulate(
     bad-build, slow-start, slow-probe, flap, disk-full, join and leave; of the service newer-build, new-spec and pause. WHEN is a
     time (10m), a part of the hosts that have got a permit (50%), or rand. The exit code is 1 when a rule was broken.
     """
-    from deployd_core.cli.simulation import Wish, given, make_scenario, print_summary, run, zones_of
+    from deployd_core.cli.simulated import print_summary
+    from deployd_core.cli.simulation import Wish, given, make_scenario, run, zones_of
 
     if spec_file is not None and wishes["service"]:
         raise click.UsageError("--spec and --service both say where the spec comes from: give one of them")
     wishes["zones"] = zones_of(wishes["zones"], wishes["hosts"])
     wish = Wish(strategy=name, spec_file=spec_file, where=given(settings, service=wishes["service"]), **wishes)
-    scenario = make_scenario(settings, wish)
-    summary, shown = run(settings, wish, scenario)
-    print_summary(wish, scenario, summary, shown, as_json=as_json, svg=svg, trace=trace)
+    asked = make_scenario(settings, wish)
+    summary, shown = run(settings, wish, asked.scenario)
+    print_summary(wish, asked, summary, shown, as_json=as_json, svg=svg, trace=trace)
     return Exit.FAILED if summary.broken else Exit.DONE

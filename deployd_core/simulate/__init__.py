@@ -7,6 +7,7 @@ heap of events, and everything from a seed: the same seed gives the same trace, 
 ::
 
     scenario.py    what is simulated: hosts, spec, how the world behaves
+    found.py       what is there before the build is enabled, if that is not a fleet that is well
     faults.py      the closed list of faults, and how they are written
     injecting.py   carries them out
     agenda.py      virtual time

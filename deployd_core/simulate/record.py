@@ -22,10 +22,10 @@ class Count(Struct, kw_only=True):
     """The part of them that was available at the worst moment."""
 
     def change(self, by: int) -> None:
-        """So many more can serve, or fewer."""
+        """So many more can serve, or fewer; where no instance is left, none is missing."""
         self.available += by
         self.most_out = max(self.most_out, self.total - self.available)
-        self.lowest = min(self.lowest, self.available / self.total)
+        self.lowest = min(self.lowest, self.available / self.total) if self.total else self.lowest
 
 
 class Record:
@@ -67,6 +67,13 @@ class Record:
         for count in self._counts(zone):
             count.total += instances
             count.available += available
+
+    def begin(self) -> None:
+        """Everybody is there who is there at the beginning."""
+        for count in (self.fleet, *self.zones.values()):
+            count.change(0)
+        if self.full:
+            _step(self.capacity, 0.0, self.fleet.available)
 
     def changed(self, now: float, zone: str, by: int) -> None:
         """An instance can serve, or cannot any more."""

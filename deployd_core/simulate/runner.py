@@ -8,6 +8,7 @@ from enum import Enum
 from msgspec import Struct
 
 from deployd_core.coordination import Denial, RolloutState
+from deployd_core.model import Role
 from deployd_core.planner import HostStep
 from deployd_core.plugins import Plugins
 from deployd_core.simulate.host import VirtualHost
@@ -27,6 +28,7 @@ class Outcome(Enum):
 
     CONVERGED = "converged"
     HALTED = "halted"
+    TAKEN_BACK = "taken-back"  # over budget, and every host serves the build before again
     HELD = "held"  # somebody has paused or frozen it
     WAITING = "waiting"  # for a person: a host is dead, failed or blocked, or nobody has promoted the build; or for a window
     STUCK = "stuck"  # and nobody could say why: a mistake of the strategy's or of ours
@@ -154,9 +156,10 @@ def percentile(values: Sequence[float], percent: int) -> float:
 def _outcome(world: World) -> tuple[Outcome, str, dict[str, str]]:
     """How a run ended, why, and by host what those that wait for nobody were doing."""
     undone = [host for host in world.hosts if host.name not in world.done]
-    if not undone:
-        return Outcome.CONVERGED, "", {}
     rollout = world.ensemble.rollout(world.service)
+    if not undone:
+        back = rollout.rollback_of and world.ensemble.enabled(world.service, Role.FLEET) != world.ordered
+        return (Outcome.TAKEN_BACK, rollout.why, {}) if back else (Outcome.CONVERGED, "", {})
     # One that had finished before it went down for good takes up room all the same.
     persons = [host for host in world.hosts if not host.alive or (host in undone and _needs_a_person(host))]
     moving = [host for host in undone if host not in persons and not host.asleep]
@@ -167,6 +170,9 @@ def _outcome(world: World) -> tuple[Outcome, str, dict[str, str]]:
         return Outcome.HALTED, rollout.why, {}
     if rollout.state is not RolloutState.OPEN:
         return Outcome.HELD, f"{rollout.state.value} by {rollout.by}: {rollout.why}", {}
+    frozen = next((host.reason for host in persons if host.denial is Denial.FROZEN and host.step is HostStep.WAITING), "")
+    if frozen:
+        return Outcome.HELD, frozen, {}
     return Outcome.WAITING, _some({host.name: _words(host) for host in persons}), {}
 
 

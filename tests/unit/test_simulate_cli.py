@@ -83,7 +83,7 @@ def test_json_holds_the_numbers_and_the_curves(capsys):
     assert ("deployd.strategies.simulate/1", 6, 12, [1, 2]) == tuple(
         found[key] for key in ("schema", "hosts", "instances", "seeds")
     )
-    assert {"converged": 2, "halted": 0, "held": 0, "waiting": 0, "stuck": 0} == found["outcomes"]
+    assert {"converged": 2, "halted": 0, "taken-back": 0, "held": 0, "waiting": 0, "stuck": 0} == found["outcomes"]
     assert found["seconds"]["p50"] <= found["seconds"]["p95"]
     assert sorted(found["shown"]["order"]) == [f"host-{number}" for number in range(1, 7)]
     assert max(count for _, count in found["shown"]["permits"]) == found["most_permits"] == 2
@@ -151,6 +151,15 @@ def test_a_mistake_is_named(capsys, arguments, code, message):
 
     assert code == found
     assert message in error
+
+
+def test_a_fleet_of_which_no_host_is_left_is_told_as_any_other(capsys):
+    """The only host leaves: nothing is divided by what is not there any more."""
+    assert 0 == run(["strategies", "simulate", "concurrency", "--hosts", "1", "--faults", "leave"])
+
+    text = capsys.readouterr().out
+    assert text.startswith("concurrency: 1 host in 1 zone, 4 instances each, v1 to v2, with leave:1; seed 1")
+    assert "0 of 0 hosts" in text
 
 
 @pytest.mark.parametrize(("hosts", "zones"), [(1, 1), (2, 2), (3, 3), (40, 3)])
