@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from msgspec import Struct
 
 from deployd_core.cli.output import is_terminal
@@ -62,6 +63,24 @@ class Wish(Struct, frozen=True, kw_only=True):
             words += ["-o", option]
         words += ["--faults", self.faults] if self.faults else []
         return shlex.join([*words, "--start", str(self.start), "--seed", str(seed), *self.where])
+
+
+def refuse_contradictions(context: click.Context) -> None:
+    """See that no option was given that another one leaves without effect.
+
+    Raises:
+        click.UsageError: One was.
+    """
+    typed = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if {"spec_file", "service"} <= typed:
+        raise click.UsageError("--spec and --service both say where the spec comes from: give one of them")
+    for place, whence, settled in (
+        ("service", "--service takes hosts, zones and instances from ZooKeeper", ("hosts", "zones", "instances")),
+        ("spec_file", "--spec says which instances there are", ("instances",)),
+    ):
+        vain = [f"--{name}" for name in settled if name in typed]
+        if place in typed and vain:
+            raise click.UsageError(f"{whence}: leave {' and '.join(vain)} out")
 
 
 def zones_of(zones: int | None, hosts: int) -> int:

@@ -183,10 +183,9 @@ def simulate(
     time (10m), a part of the hosts that have got a permit (50%), or rand. The exit code is 1 when a rule was broken.
     """
     from deployd_core.cli.simulated import print_summary
-    from deployd_core.cli.simulation import Wish, given, make_scenario, run, zones_of
+    from deployd_core.cli.simulation import Wish, given, make_scenario, refuse_contradictions, run, zones_of
 
-    if spec_file is not None and wishes["service"]:
-        raise click.UsageError("--spec and --service both say where the spec comes from: give one of them")
+    refuse_contradictions(click.get_current_context())
     wishes["zones"] = zones_of(wishes["zones"], wishes["hosts"])
     wish = Wish(strategy=name, spec_file=spec_file, where=given(settings, service=wishes["service"]), **wishes)
     asked = make_scenario(settings, wish)

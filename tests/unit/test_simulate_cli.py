@@ -137,7 +137,6 @@ def test_a_spec_says_what_runs(capsys, tmp_path):
         (["-o", "limit"], 1, "option 'limit' has no value. Write -o KEY=VALUE"),
         (["-o", "limits=2"], 1, "limits"),
         (["--hosts", "0"], 2, "--hosts"),
-        (["--spec", "/nonexistent.toml"], 1, "/nonexistent.toml does not exist"),
         (["--spec", "x", "--service", "web"], 2, "--spec and --service both say where the spec comes from"),
         (["--svg", "/nonexistent/web.svg"], 1, "/nonexistent/web.svg cannot be written"),
         (["--build", "v1"], 1, "every host serves v1 already"),
@@ -160,6 +159,28 @@ def test_a_fleet_of_which_no_host_is_left_is_told_as_any_other(capsys):
     text = capsys.readouterr().out
     assert text.startswith("concurrency: 1 host in 1 zone, 4 instances each, v1 to v2, with leave:1; seed 1")
     assert "0 of 0 hosts" in text
+
+
+def test_a_spec_that_is_not_there_is_named(capsys):
+    """With the path that was given."""
+    assert 1 == run(["strategies", "simulate", "concurrency", "--spec", "/nonexistent.toml"])
+
+    assert "/nonexistent.toml does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "vain", "message"),
+    [
+        (["--spec", "web.toml"], ["--instances", "4"], "--spec says which instances there are: leave --instances out"),
+        (["--service", "web"], ["--hosts", "200"], "--service takes hosts, zones and instances from ZooKeeper: leave --hosts out"),
+        (["--service", "web"], ["--zones", "3", "--instances", "2"], "leave --zones and --instances out"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(capsys, place, vain, message):
+    """Where a spec or a service says what there is, flags that say it too are refused, their defaults included."""
+    assert 2 == run(["strategies", "simulate", "concurrency", *place, *vain])
+
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("hosts", "zones"), [(1, 1), (2, 2), (3, 3), (40, 3)])
