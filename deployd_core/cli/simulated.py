@@ -32,6 +32,7 @@ _COLOURS = {
 }
 _PIPE_WIDTH = 100
 _MOST_ORDER = 10
+_MOST_ZONES = 8
 _ACTS_BEFORE = 12
 """Lines of the trace that lead up to a broken rule."""
 
@@ -77,7 +78,7 @@ def _head(wish: Wish, scenario: Scenario) -> str:
 def _facts(wish: Wish, asked: Asked, summary: Summary) -> Iterator[str]:
     for number, line in enumerate(asked.found):
         yield folded(f"  {'' if number else 'found':13} {line}", indent=18)
-    for name, text in _measured(summary):
+    for name, text in measured(summary):
         yield folded(f"  {name:13} {text}", indent=16)
     for rule, runs in summary.broken.items():
         first = next(broken for broken in runs[0].broken if broken.rule == rule)
@@ -86,16 +87,41 @@ def _facts(wish: Wish, asked: Asked, summary: Summary) -> Iterator[str]:
         yield f"{'':16}again: {wish.again(runs[0].seed)}"  # to be copied, however long
 
 
-def _measured(summary: Summary) -> Iterator[tuple[str, str]]:
-    outcomes = ", ".join(f"{number} {outcome.value}" for outcome, number in summary.outcomes.items())
-    yield "ended", outcomes
-    yield "duration", f"p50 {_time(summary.duration(50))}, p95 {_time(summary.duration(95))}"
-    zones = ", ".join(f"{zone} {_percent(lowest)}" for zone, lowest in list(summary.lowest_by_zone.items())[:8])
-    yield "capacity", f"never below {_percent(summary.lowest)} of the instances; by zone: {zones}"
+def measured(summary: Summary) -> Iterator[tuple[str, str]]:
+    """The numbers of all runs: what each is called, and it in words."""
+    yield "ended", ", ".join(f"{number} {outcome.value}" for outcome, number in summary.outcomes.items())
+    yield "duration", "; ".join(_durations(summary))
+    if summary.missed:
+        runs = len(summary.runs)
+        whom = "(the run was over)" if runs == 1 else "(they were over)"
+        missed = [fault if runs == 1 else f"{fault} in {number} of {runs} runs" for fault, number in summary.missed.items()]
+        yield "faults", f"did not happen: {', '.join(missed)} {whom}"
+    yield "capacity", f"never below {_percent(summary.lowest)} of the instances; by zone: {by_zone(summary.lowest_by_zone)}"
     hosts = _count(summary.most_permits, "host")
     yield "blast radius", f"at most {_count(summary.most_out, 'instance')} out at a moment, {hosts} with a permit"
     if not summary.broken:
         yield "rules", f"{len(RULES)} held at every moment of every run"
+
+
+def _durations(summary: Summary) -> Iterator[str]:
+    """How long it took those that converged, and when the others got no further."""
+    median, most = summary.duration(50), summary.duration(95)
+    converged = summary.outcomes.get(Outcome.CONVERGED, 0)
+    if median is not None and most is not None:
+        of = f" of the {converged} that converged" if converged < len(summary.runs) else ""
+        yield f"p50 {_time(median)}, p95 {_time(most)}{of}"
+    for outcome, (first, last) in summary.other_ends.items():
+        until = f" to {_time(last)}" if _time(last) != _time(first) else ""
+        yield f"{outcome.value} after {_time(first)}{until}"
+
+
+def by_zone(lowest: Mapping[str, float]) -> str:
+    """The worst moment of each zone; of many zones those with the worst ones."""
+    zones = list(lowest.items())
+    if len(zones) > _MOST_ZONES:
+        zones = sorted(zones, key=lambda zone: zone[1])[:_MOST_ZONES]
+    more = f" and {len(lowest) - _MOST_ZONES} more, none of them lower" if len(lowest) > _MOST_ZONES else ""
+    return ", ".join(f"{zone} {_percent(part)}" for zone, part in zones) + more
 
 
 def _picture(run: Run, record: Record, hosts: Sequence[str]) -> Iterator[str]:
@@ -131,7 +157,9 @@ def _as_object(wish: Wish, asked: Asked, summary: Summary, shown: Run, record: R
         "faults": [str(fault) for fault in scenario.faults],
         "seeds": [run.seed for run in summary.runs],
         "outcomes": {outcome.value: summary.outcomes.get(outcome, 0) for outcome in Outcome},
-        "seconds": {"p50": round(summary.duration(50), 3), "p95": round(summary.duration(95), 3)},
+        "seconds": {f"p{percent}": _rounded(summary.duration(percent)) for percent in (50, 95)},
+        "other_ends": {outcome.value: [_rounded(first), _rounded(last)] for outcome, (first, last) in summary.other_ends.items()},
+        "missed": summary.missed,
         "lowest": round(summary.lowest, 4),
         "lowest_by_zone": {zone: round(lowest, 4) for zone, lowest in summary.lowest_by_zone.items()},
         "most_out": summary.most_out,
@@ -147,6 +175,7 @@ def _as_object(wish: Wish, asked: Asked, summary: Summary, shown: Run, record: R
             "outcome": shown.outcome.value,
             "reason": shown.reason,
             "seconds": round(shown.seconds, 3),
+            "missed": shown.missed,
             "order": shown.order,
             "permits": [[round(at, 3), count] for at, count in record.permits],
             "capacity": [[round(at, 3), count] for at, count in record.capacity],
@@ -165,6 +194,10 @@ def _write(path: Path, text: str) -> None:
 
 def _where(broken: Broken) -> str:
     return f"{broken.host} after {_time(broken.at)}: {broken.what}"
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _percent(part: float) -> str:

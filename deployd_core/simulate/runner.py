@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from enum import Enum
 
@@ -55,6 +56,8 @@ class Run(Struct, frozen=True, kw_only=True):
     broken: tuple[Broken, ...]
     order: tuple[str, ...]
     """Hosts, as they got their first permits."""
+    missed: tuple[str, ...]
+    """Faults whose moment never came, for the run was over."""
     rounds: int
     trace: str
     """The digest of everything that happened: equal runs have equal ones."""
@@ -65,9 +68,21 @@ class Summary(Struct, frozen=True, kw_only=True):
 
     runs: tuple[Run, ...]
 
-    def duration(self, percent: int) -> float:
-        """Seconds within which so many percent of the runs were over."""
-        return percentile([run.seconds for run in self.runs], percent)
+    def duration(self, percent: int) -> float | None:
+        """Seconds within which so many percent of the runs that converged had done so; None when none has."""
+        seconds = [run.seconds for run in self.runs if run.outcome is Outcome.CONVERGED]
+        return percentile(seconds, percent) if seconds else None
+
+    @property
+    def other_ends(self) -> dict[Outcome, tuple[float, float]]:
+        """Of runs that did not converge, by outcome: after how many seconds the first and the last of them got no further."""
+        ends = {outcome: [run.seconds for run in self.runs if run.outcome is outcome] for outcome in self.outcomes}
+        return {outcome: (min(times), max(times)) for outcome, times in ends.items() if outcome is not Outcome.CONVERGED}
+
+    @property
+    def missed(self) -> dict[str, int]:
+        """By fault whose moment never came, in how many runs it did not."""
+        return dict(Counter(fault for run in self.runs for fault in run.missed))
 
     @property
     def outcomes(self) -> dict[Outcome, int]:
@@ -135,6 +150,7 @@ def simulate(scenario: Scenario, plugins: Plugins, seed: int, *, full: bool = Fa
         most_permits=record.most_permits,
         broken=tuple(world.judge.broken),
         order=tuple(record.order),
+        missed=world.injector.missed(),
         rounds=world.rounds,
         trace=record.digest,
     )
@@ -183,7 +199,7 @@ def _needs_a_person(host: VirtualHost) -> bool:
 
 def _words(host: VirtualHost) -> str:
     if not host.up:
-        return "down for good"
+        return "down for good" if host.life else "dead: its agent does not run"
     step = host.step.value if host.step is not None else "starting"
     return f"{step}: {host.reason}" if host.reason else step
 

@@ -71,7 +71,7 @@ class World:
         self.record.begin()
         self.done: set[str] = set()
         """Hosts that serve what is wanted."""
-        self._injector = Injector(self)
+        self.injector = Injector(self)
 
     # What happens.
 
@@ -295,7 +295,7 @@ class World:
             host.permitted = True
             self.granted += 1
             self.record.order.append(host.name)
-            self._injector.reached(self.granted / len(self.hosts))
+            self.injector.reached(self.granted / len(self.hosts))
 
     def _cast_net(self) -> None:
         """Whoever waits to be woken asks again by itself."""

@@ -10,12 +10,14 @@ import sys
 import xml.etree.ElementTree as ET
 
 import pytest
+from msgspec.structs import replace
 
 from deployd_core.cli.main import run
+from deployd_core.cli.simulated import by_zone, measured
 from deployd_core.plugins import Plugins
 from deployd_core.simulate.picture import draw, values_at
 from deployd_core.simulate.record import Record
-from deployd_core.simulate.runner import simulate
+from deployd_core.simulate.runner import Outcome, Summary, simulate
 from deployd_core.simulate.scenario import Scenario, roster, spec_for
 
 SPEC = """
@@ -226,8 +228,57 @@ def test_a_large_fleet_shares_lines():
     lines = list(draw(record, hosts=result.order, seconds=result.seconds, width=80, paint=lambda text, _: text))
 
     assert f"{result.order[0]} +3" == lines[0].partition("  ")[0]
-    assert 13 + 4 + 3 == len(lines)
+    assert 13 + 4 + 4 == len(lines)
+    assert "A line with +3 stands for 4 hosts, and shows the worst state among them" == lines[-2]
     assert {True} == {len(line) <= 80 for line in lines[:13]}
+
+
+def test_durations_are_those_of_runs_that_converged(capsys):
+    """A fleet that waits for a dead host has no duration; when it got no further is said apart, and JSON has no number for it."""
+    faults = ["--seeds", "3", "--faults", "dead"]
+
+    assert re.search(r"^  duration +waiting after \S+( to \S+)?$", output(capsys, *faults)[1], re.MULTILINE)
+    found = as_json(capsys, *faults)
+    assert ({"p50": None, "p95": None}, ["waiting"]) == (found["seconds"], list(found["other_ends"]))
+
+
+def test_a_mixture_of_ends_says_of_how_many_the_durations_are():
+    """Two of three runs converged: the percentiles are theirs, and the third is told apart."""
+    made = Scenario(spec=spec_for("all-at-once", {}, 1), hosts=roster(2, 1))
+    one = simulate(made, Plugins.load(), 1)[0]
+    ends = ((Outcome.CONVERGED, 60.0), (Outcome.CONVERGED, 120.0), (Outcome.HELD, 9000.0))
+    summary = Summary(runs=tuple(replace(one, outcome=outcome, seconds=seconds) for outcome, seconds in ends))
+
+    assert "p50 1m, p95 2m of the 2 that converged; held after 2h30m" == dict(measured(summary))["duration"]
+
+
+def test_a_fault_whose_moment_never_came_is_told(capsys):
+    """The run was over before, or the host never got so far; what did happen is not told."""
+    faults = ["--faults", "pause@90m,reboot:2@50%,reboot:1@2h,crash:1"]
+
+    assert "did not happen: pause@1h30m, reboot:1@2h (the run was over)" in output(capsys, *faults)[1]
+    assert ["pause@1h30m", "reboot:1@2h"] == as_json(capsys, *faults)["shown"]["missed"]
+    assert "pause@1h30m in 2 of 2 runs, reboot:1@2h in 2 of 2 runs (they were over)" in output(capsys, *faults, "--seeds", "2")[1]
+    assert "did not happen" not in output(capsys, "--faults", "reboot:2@50%,crash:1")[1]
+
+
+def test_what_shows_at_an_act_has_not_happened_before_it(capsys):
+    """A dead host takes the only permit's place: nobody restarts, so no start fails, and agents that die of later acts live."""
+    nobody = ["-o", "limit=1", "--faults", "dead:1@1s,crash:6,failed-start:2"]
+
+    crashes, starts = as_json(capsys, *nobody)["shown"]["missed"]
+    assert ("failed-start:2", "crash:6") == (starts, crashes.partition(" of ")[2])
+    assert [] == as_json(capsys, "--faults", "failed-start:2")["shown"]["missed"]
+
+
+def test_of_many_zones_the_worst_are_shown():
+    """However many zones there are, the worst one is among those that are named, and it is said how many are not."""
+    zones = {f"zone-{number:02}": 1 - number / 100 for number in range(20)}
+
+    text = by_zone(zones)
+    assert text.startswith("zone-19 81 %, zone-18 82 %, ")
+    assert text.endswith("zone-12 88 % and 12 more, none of them lower")
+    assert "a 50 %, b 25 %" == by_zone({"a": 0.5, "b": 0.25})
 
 
 def test_a_curve_keeps_its_extremes():
