@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,11 +74,19 @@ class Settings:
             ConfigError: agent.toml is wrong.
         """
         if self._plugins is None:
-            from deployd_core.plugins import Plugins
-
-            disabled = self.agent_config.plugins.disabled if self.agent_config else ()
-            self._plugins = Plugins.load(directory=self.plugin_directory, disabled=disabled, reserved_commands=COMMANDS)
+            self._plugins = self.plugin_loader()()
         return self._plugins
+
+    def plugin_loader(self) -> Callable[[], Plugins]:
+        """What loads the plugins anew, also in another process.
+
+        Raises:
+            ConfigError: agent.toml is wrong.
+        """
+        from deployd_core.plugins import Plugins
+
+        disabled = self.agent_config.plugins.disabled if self.agent_config else ()
+        return partial(Plugins.load, directory=self.plugin_directory, disabled=disabled, reserved_commands=tuple(COMMANDS))
 
     @property
     def zookeeper_address(self) -> str:

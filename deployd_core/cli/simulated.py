@@ -58,16 +58,18 @@ def print_summary(
     if as_json:
         print_json("deployd.strategies.simulate/1", _as_object(wish, asked, summary, again, record))
         return
-    lines = [_head(wish, scenario), "", *_facts(wish, asked, summary), "", *_picture(again, record, hosts)]
+    lines = [_head(wish, scenario, summary), "", *_facts(wish, asked, summary), "", *_picture(again, record, hosts)]
     if again.broken:
         lines += ["", *_before(again.broken[0], record)]
     click.echo("\n".join(lines))
 
 
-def _head(wish: Wish, scenario: Scenario) -> str:
+def _head(wish: Wish, scenario: Scenario, summary: Summary) -> str:
     zones = len({host.zone for host in scenario.hosts})
     each = len(scenario.spec.instances_of(scenario.service))
-    seeds = f"seeds {wish.seed} to {wish.seed + wish.seeds - 1}" if wish.seeds > 1 else f"seed {wish.seed}"
+    done = len(summary.runs)
+    seeds = f"seed {wish.seed}" if wish.seeds == 1 else f"seeds {wish.seed} to {wish.seed + done - 1}"
+    seeds += f" alone, interrupted before the other {wish.seeds - done}" if done < wish.seeds else ""
     fleet = f"{_count(len(scenario.hosts), 'host')} in {_count(zones, 'zone')}, {_count(each, 'instance')} each"
     builds = f"{scenario.before or 'nothing'} to {scenario.build}"
     faults = f", with {', '.join(map(str, scenario.faults))}" if scenario.faults else ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -15,10 +17,11 @@ from click.core import ParameterSource
 from msgspec import Struct
 
 from deployd_core.cli.output import is_terminal
-from deployd_core.errors import ConfigError, NotFound
+from deployd_core.errors import ConfigError, DeploydError, NotFound
 from deployd_core.simulate.faults import parse_faults
-from deployd_core.simulate.runner import Run, Summary, simulate, simulate_seeds
+from deployd_core.simulate.runner import Run, Summary, simulate
 from deployd_core.simulate.scenario import Behaviour, HostSetup, Scenario, roster, set_up_virtual, spec_for, with_strategy
+from deployd_core.simulate.seeds import cores, simulate_seeds
 from deployd_core.units import Duration
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ class Wish(Struct, frozen=True, kw_only=True):
     start: Duration
     seeds: int
     seed: int
+    jobs: int | None = None
+    """Processes; None: one for each core."""
     where: tuple[str, ...] = ()
     """Flags that say where plugins and ZooKeeper are, as they were given."""
 
@@ -187,29 +192,46 @@ def _unheard_of(fleet: FleetStatus, hosts: Iterable[HostSetup]) -> str:
 
 
 def run(settings: Settings, wish: Wish, scenario: Scenario) -> tuple[Summary, tuple[Run, Record]]:
-    """Run every seed, and say how far it is on a terminal.
+    """Run every seed, and say how far it is on a terminal. After a Ctrl-C there are fewer runs than seeds.
 
     Returns:
         What came of it, and in full the worst run: the first that broke a rule, else the first.
+
+    Raises:
+        KeyboardInterrupt: Not one run was over.
     """
     if wish.seeds == 1:
         alone = simulate(scenario, settings.plugins(), wish.seed, full=True)
         return Summary(runs=(alone[0],)), alone
-    seeds = range(wish.seed, wish.seed + wish.seeds)
-    shown = is_terminal(sys.stderr)
-    runs: list[Run] = []
-    try:
-        for done in simulate_seeds(scenario, settings.plugins(), seeds):
-            runs.append(done)
-            if shown:
-                click.echo(f"\r\x1b[K{len(runs)} of {len(seeds)} seeds", err=True, nl=False)
-    finally:
-        if shown:
-            click.echo("\r\x1b[K", err=True, nl=False)
+    runs = tuple(_all(settings, wish, scenario))
     worst = next((run for run in runs if run.broken), runs[0])
     again = simulate(scenario, settings.plugins(), worst.seed, full=True)
     assert again[0].trace == worst.trace, f"seed {worst.seed} gave two different runs"
-    return Summary(runs=tuple(runs)), again
+    return Summary(runs=runs), again
+
+
+def _all(settings: Settings, wish: Wish, scenario: Scenario) -> Iterator[Run]:
+    """The runs of all seeds, or those that were over at a Ctrl-C."""
+    done, say = 0, _progress if is_terminal(sys.stderr) else str
+    seeds = range(wish.seed, wish.seed + wish.seeds)
+    try:
+        say(f"0 of {wish.seeds} seeds")
+        with closing(simulate_seeds(scenario, settings.plugin_loader(), seeds, jobs=wish.jobs or cores())) as results:
+            for done, result in enumerate(results, start=1):
+                yield result
+                say(f"{done} of {wish.seeds} seeds")
+    except KeyboardInterrupt:
+        if not done:
+            raise
+    except BrokenProcessPool as error:
+        what = "a process of the simulation was killed, perhaps because memory ran out"
+        raise DeploydError(what, hint="try fewer at a time: --jobs 1") from error
+    finally:
+        say("")
+
+
+def _progress(text: str) -> None:
+    click.echo(f"\r\x1b[K{text}", err=True, nl=False)
 
 
 def _options(texts: Sequence[str]) -> dict[str, Any]:

@@ -165,6 +165,7 @@ def check_strategy(
 )
 @click.option("--seeds", type=click.IntRange(1, 1_000_000), default=1, show_default=True, metavar="N", help="How many runs.")
 @click.option("--seed", type=int, default=1, show_default=True, metavar="S", help="The seed of the first run.")
+@click.option("--jobs", type=click.IntRange(1, 1000), metavar="N", help="Processes for more than one run. [default: one a core]")
 @click.option("--svg", metavar="FILE", type=click.Path(path_type=Path), help="Write the picture to a file.")
 @click.option("--trace", metavar="FILE", type=click.Path(path_type=Path), help="Write every act of that run to a file.")
 @json_option
@@ -191,4 +192,6 @@ def simulate(
     asked = make_scenario(settings, wish)
     summary, shown = run(settings, wish, asked.scenario)
     print_summary(wish, asked, summary, shown, as_json=as_json, svg=svg, trace=trace)
+    if len(summary.runs) < wish.seeds:
+        return Exit.INTERRUPTED
     return Exit.FAILED if summary.broken else Exit.DONE

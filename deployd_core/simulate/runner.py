@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
 
 from msgspec import Struct
@@ -155,12 +155,6 @@ def simulate(scenario: Scenario, plugins: Plugins, seed: int, *, full: bool = Fa
         trace=record.digest,
     )
     return run, record
-
-
-def simulate_seeds(scenario: Scenario, plugins: Plugins, seeds: Sequence[int]) -> Iterator[Run]:
-    """Run a scenario once from each seed."""
-    for seed in seeds:
-        yield simulate(scenario, plugins, seed)[0]
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
