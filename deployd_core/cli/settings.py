@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -117,6 +118,18 @@ def duration(text: str) -> Duration:
         return Duration(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def moment(text: str) -> datetime:
+    """Read a time from the command line: RFC 3339; without a time zone it is this machine's.
+
+    Raises:
+        click.BadParameter: It is none.
+    """
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(f"{text!r} is no time such as 2026-12-27T08:00Z") from error
 
 
 def _path(variable: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,8 @@ def _head(wish: Wish, scenario: Scenario, summary: Summary) -> str:
     fleet = f"{_count(len(scenario.hosts), 'host')} in {_count(zones, 'zone')}, {_count(each, 'instance')} each"
     builds = f"{scenario.before or 'nothing'} to {scenario.build}"
     faults = f", with {', '.join(map(str, scenario.faults))}" if scenario.faults else ""
-    text = folded(f"{wish.strategy}: {fleet}, {builds}{faults}; {seeds}")
+    at = f", at {_moment(scenario)}" if wish.at is not None or wish.service else ""
+    text = folded(f"{wish.strategy}: {fleet}, {builds}{at}{faults}; {seeds}")
     return click.style(wish.strategy, bold=use_colour()) + text.removeprefix(wish.strategy)
 
 
@@ -154,6 +156,7 @@ def _as_object(wish: Wish, asked: Asked, summary: Summary, shown: Run, record: R
         "hosts": len(scenario.hosts),
         "instances": summary.runs[0].instances,
         "found": asked.found,
+        "at": _moment(scenario),
         "before": scenario.before,
         "build": scenario.build,
         "faults": [str(fault) for fault in scenario.faults],
@@ -196,6 +199,11 @@ def _write(path: Path, text: str) -> None:
 
 def _where(broken: Broken) -> str:
     return f"{broken.host} after {_time(broken.at)}: {broken.what}"
+
+
+def _moment(scenario: Scenario) -> str:
+    """When the build is enabled."""
+    return datetime.fromtimestamp(int(scenario.began), UTC).isoformat().replace("+00:00", "Z")
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -20,7 +20,7 @@ from deployd_core.cli.output import is_terminal
 from deployd_core.errors import ConfigError, DeploydError, NotFound
 from deployd_core.simulate.faults import parse_faults
 from deployd_core.simulate.runner import Run, Summary, simulate
-from deployd_core.simulate.scenario import Behaviour, HostSetup, Scenario, roster, set_up_virtual, spec_for, with_strategy
+from deployd_core.simulate.scenario import BEGAN, Behaviour, HostSetup, Scenario, roster, set_up_virtual, spec_for, with_strategy
 from deployd_core.simulate.seeds import cores, simulate_seeds
 from deployd_core.units import Duration
 
@@ -45,6 +45,8 @@ class Wish(Struct, frozen=True, kw_only=True):
     options: tuple[str, ...]
     faults: str
     start: Duration
+    at: datetime | None = None
+    """When the build is enabled; None: now for a service, else when `Scenario` says."""
     seeds: int
     seed: int
     jobs: int | None = None
@@ -67,6 +69,7 @@ class Wish(Struct, frozen=True, kw_only=True):
         for option in self.options:
             words += ["-o", option]
         words += ["--faults", self.faults] if self.faults else []
+        words += ["--at", self.at.isoformat()] if self.at is not None else []
         return shlex.join([*words, "--start", str(self.start), "--seed", str(seed), *self.where])
 
 
@@ -135,6 +138,7 @@ def make_scenario(settings: Settings, wish: Wish) -> Asked:
         behaviour=Behaviour(start=float(wish.start)),
         faults=parse_faults(wish.faults),
         build=wish.build or "v2",
+        began=wish.at.timestamp() if wish.at is not None else BEGAN,
     )
     set_up_virtual(scenario.spec, scenario.service, plugins)
     if scenario.build == scenario.before:
@@ -149,7 +153,7 @@ def _as_found(settings: Settings, wish: Wish) -> Asked:
     from deployd_core.cli.found import found_in, hosts_in, in_words, most_served, serve_already
     from deployd_core.cli.store import connected, require_spec
 
-    service, now = wish.service, datetime.now(UTC)
+    service, now = wish.service, wish.at or datetime.now(UTC)
     with connected(settings) as session:
         fleet = rollouts.fleet_status(session, service)
     spec = with_strategy(require_spec(fleet.record), wish.strategy, _options(wish.options))

@@ -17,6 +17,7 @@ from deployd_core.cli.settings import (
     config_options,
     duration,
     json_option,
+    moment,
     pass_settings,
     zookeeper_options,
 )
@@ -162,6 +163,9 @@ def check_strategy(
 @click.option("--faults", metavar="LIST", default="", help="What goes wrong: NAME[:HOSTS][@WHEN], joined by commas; see below.")
 @click.option(
     "--start", type=duration, metavar="DURATION", default="20s", help="Typical time until an instance is healthy. [default: 20s]"
+)
+@click.option(
+    "--at", type=moment, metavar="TIME", help="When it is enabled, for windows. [default: of a service now, else 2026-01-01T00:00Z]"
 )
 @click.option("--seeds", type=click.IntRange(1, 1_000_000), default=1, show_default=True, metavar="N", help="How many runs.")
 @click.option("--seed", type=int, default=1, show_default=True, metavar="S", help="The seed of the first run.")

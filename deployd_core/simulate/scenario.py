@@ -20,7 +20,7 @@ from deployd_core.simulate.faults import Fault
 from deployd_core.simulate.found import Found, FoundHost
 from deployd_core.spec import InstancesTable, RestartTable, ServiceSpec, ServiceTable
 
-_BEGAN = 1_767_225_600.0
+BEGAN = 1_767_225_600.0
 """2026-01-01, so that no run depends on when it is made."""
 _SPREAD = 0.15
 """Of the logarithm of a length of time: most are within a sixth of what is typical, a few take half as long again."""
@@ -78,7 +78,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     """The one that is enabled at the beginning."""
     found: Found | None = None
     """What coordination holds before that; None: `before` is enabled, and nothing stands in the way."""
-    began: float = _BEGAN
+    began: float = BEGAN
     """Seconds since the epoch."""
 
 

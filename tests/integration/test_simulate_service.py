@@ -185,3 +185,12 @@ def test_a_service_that_is_not_there_is_named(web):
     code, _, error = web.type("strategies", "simulate", "concurrency", "--service", "wbe")
 
     assert (1, True) == (code, "known: web" in error)
+
+
+def test_a_freeze_is_over_at_a_time_after_it(web):
+    """`--at` is the time by which stops and windows are judged; without it that is now."""
+    web.type("freeze", "--by", "alice", "--until", "2099-12-27T08:00:00Z", "--why", "holidays")
+
+    found = shown(web, "--build", "v2", "--at", "2099-12-28T08:00:00Z")
+
+    assert ("2099-12-28T08:00:00Z", 1, "converged") == (found["at"], len(found["found"]), found["shown"]["outcome"])

@@ -158,6 +158,7 @@ def test_a_spec_says_what_runs(capsys, tmp_path):
         (["-o", "limit"], 1, "option 'limit' has no value. Write -o KEY=VALUE"),
         (["-o", "limits=2"], 1, "limits"),
         (["--hosts", "0"], 2, "--hosts"),
+        (["--at", "noon"], 2, "'noon' is no time such as 2026-12-27T08:00Z"),
         (["--spec", "x", "--service", "web"], 2, "--spec and --service both say where the spec comes from"),
         (["--svg", "/nonexistent/web.svg"], 1, "/nonexistent/web.svg cannot be written"),
         (["--build", "v1"], 1, "every host serves v1 already"),
@@ -310,6 +311,26 @@ def test_a_large_fleet_shares_lines():
     assert 13 + 4 + 4 == len(lines)
     assert "A line with +3 stands for 4 hosts, and shows the worst state among them" == lines[-2]
     assert {True} == {len(line) <= 80 for line in lines[:13]}
+
+
+@pytest.mark.parametrize(
+    ("at", "outcome", "reason"),
+    [
+        ("2026-11-26T10:00:00Z", "converged", ""),
+        ("2026-11-26T12:00:00+02:00", "converged", ""),
+        ("2026-11-28T10:00:00Z", "waiting", "outside the allowed windows; the next one opens Mon 2026-11-30 09:00 UTC"),
+        (None, "waiting", "the next one opens Thu 2026-01-01 09:00 UTC"),
+    ],
+)
+def test_the_time_at_which_it_is_enabled_decides_about_windows(capsys, tmp_path, at, outcome, reason):
+    """On a Thursday morning hosts may begin, on a Saturday none may; without a time it is the same one whenever it is run."""
+    (tmp_path / "web.toml").write_text(SPEC + '[rollout.windows]\nallow = ["Mon-Fri 09:00-16:00"]\n')
+    words = ["strategies", "simulate", "concurrency", "--spec", str(tmp_path / "web.toml"), "--hosts", "4", "--json"]
+
+    assert 0 == run([*words, *(["--at", at] if at else [])])
+    found = json.loads(capsys.readouterr().out)
+    assert outcome == found["shown"]["outcome"]
+    assert reason in found["shown"]["reason"]
 
 
 def test_durations_are_those_of_runs_that_converged(capsys):
