@@ -182,8 +182,10 @@ def _as_object(wish: Wish, asked: Asked, summary: Summary, shown: Run, record: R
             "seconds": round(shown.seconds, 3),
             "missed": shown.missed,
             "order": shown.order,
-            "permits": [[round(at, 3), count] for at, count in record.permits],
-            "capacity": [[round(at, 3), count] for at, count in record.capacity],
+            "permits": _steps(record.permits),
+            "capacity": _steps(record.capacity),
+            "capacity_by_zone": {zone: _steps(curve) for zone, curve in sorted(record.capacity_by_zone.items())},
+            "hosts": {host: _steps(states) for host, states in sorted(record.timeline.items())},
             "trace": shown.trace,
         },
     }
@@ -199,6 +201,10 @@ def _write(path: Path, text: str) -> None:
 
 def _where(broken: Broken) -> str:
     return f"{broken.host} after {_time(broken.at)}: {broken.what}"
+
+
+def _steps(curve: Sequence[tuple[float, int | str]]) -> list[tuple[float, int | str]]:
+    return [(round(at, 3), value) for at, value in curve]
 
 
 def _moment(scenario: Scenario) -> str:

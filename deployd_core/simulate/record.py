@@ -40,6 +40,7 @@ class Record:
         self.most_permits = 0
         self.permits: Curve = []
         self.capacity: Curve = []
+        self.capacity_by_zone: dict[str, Curve] = {}
         self.timeline: dict[str, list[tuple[float, str]]] = {}
         """By host: since when it was in which state."""
         self._lines: list[str] = []
@@ -72,15 +73,14 @@ class Record:
         """Everybody is there who is there at the beginning."""
         for count in (self.fleet, *self.zones.values()):
             count.change(0)
-        if self.full:
-            _step(self.capacity, 0.0, self.fleet.available)
+        for zone in self.zones:
+            self._curves(0.0, zone)
 
     def changed(self, now: float, zone: str, by: int) -> None:
         """An instance can serve, or cannot any more."""
         for count in self._counts(zone):
             count.change(by)
-        if self.full:
-            _step(self.capacity, now, self.fleet.available)
+        self._curves(now, zone)
 
     def hold(self, now: float, permits: int) -> None:
         """So many permits are held."""
@@ -94,6 +94,11 @@ class Record:
             states = self.timeline.setdefault(host, [])
             if not states or states[-1][1] != state:
                 states.append((now, state))
+
+    def _curves(self, now: float, zone: str) -> None:
+        if self.full:
+            _step(self.capacity, now, self.fleet.available)
+            _step(self.capacity_by_zone.setdefault(zone, []), now, self.zones[zone].available)
 
     def _counts(self, zone: str) -> Iterable[Count]:
         found = self.zones.get(zone)

@@ -111,6 +111,21 @@ def test_json_holds_the_numbers_and_the_curves(capsys):
     assert min(count for _, count in found["shown"]["capacity"]) == found["instances"] - found["most_out"]
 
 
+def test_json_holds_what_the_picture_is_made_of(capsys):
+    """Of every host its states, each since when; of every zone how many instances could serve, which add up to the fleet's."""
+    found = as_json(capsys, "--faults", "dead:1@30%")
+    hosts, zones = found["shown"]["hosts"], found["shown"]["capacity_by_zone"]
+    ends = [states[-1][1] for states in hosts.values()]
+
+    assert [f"host-{number}" for number in range(1, 7)] == list(hosts)
+    assert (1, 5) == (ends.count("down"), ends.count("converged"))
+    assert all(states == sorted(states, key=lambda state: state[0]) for states in hosts.values())
+    assert {"waiting", "restarting"} <= {state for states in hosts.values() for _, state in states}
+    assert [[0.0, 6], [0.0, 6]] == [zones[zone][0] for zone in ("zone-a", "zone-b")]
+    assert sum(curve[-1][1] for curve in zones.values()) == found["shown"]["capacity"][-1][1] == 10
+    assert min(count for _, count in zones["zone-a"]) / 6 == pytest.approx(found["lowest_by_zone"]["zone-a"], abs=1e-4)
+
+
 def test_a_seed_alone_is_the_run_that_it_was_among_others(capsys):
     """The second of two runs takes as long as the run of its seed alone."""
     both, second = as_json(capsys, "--seeds", "2"), as_json(capsys, "--seed", "2")
