@@ -224,7 +224,8 @@ def _out(request: Request, out: Iterable[str], words: str, where: str) -> str:
     down = [host for host in hosts if host not in request.holders]
     restarting = [host for host in hosts if host in request.holders]
     parts = [f"{_names(restarting)} restarting now" if restarting else "", f"{_names(down)} down" if down else ""]
-    return f"{len(hosts)} of {words}{where} are out already: {'; '.join(part for part in parts if part)}"
+    verb = "is" if len(hosts) == 1 else "are"
+    return f"{len(hosts)} of {words}{where} {verb} out already: {'; '.join(part for part in parts if part)}"
 
 
 def _in_words(limit: Share, most: int, of: str) -> str:

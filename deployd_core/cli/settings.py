@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cached_property
+from datetime import UTC, datetime
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,11 +75,19 @@ class Settings:
             ConfigError: agent.toml is wrong.
         """
         if self._plugins is None:
-            from deployd_core.plugins import Plugins
-
-            disabled = self.agent_config.plugins.disabled if self.agent_config else ()
-            self._plugins = Plugins.load(directory=self.plugin_directory, disabled=disabled, reserved_commands=COMMANDS)
+            self._plugins = self.plugin_loader()()
         return self._plugins
+
+    def plugin_loader(self) -> Callable[[], Plugins]:
+        """What loads the plugins anew, also in another process.
+
+        Raises:
+            ConfigError: agent.toml is wrong.
+        """
+        from deployd_core.plugins import Plugins
+
+        disabled = self.agent_config.plugins.disabled if self.agent_config else ()
+        return partial(Plugins.load, directory=self.plugin_directory, disabled=disabled, reserved_commands=tuple(COMMANDS))
 
     @property
     def zookeeper_address(self) -> str:
@@ -115,6 +124,18 @@ def duration(text: str) -> Duration:
         return Duration(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def moment(text: str) -> datetime:
+    """Read a time from the command line: RFC 3339; without a time zone it is this machine's.
+
+    Raises:
+        click.BadParameter: It is none.
+    """
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(f"{text!r} is no time such as 2026-12-27T08:00Z") from error
 
 
 def _path(variable: str) -> Path | None:

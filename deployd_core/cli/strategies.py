@@ -17,6 +17,7 @@ from deployd_core.cli.settings import (
     config_options,
     duration,
     json_option,
+    moment,
     pass_settings,
     zookeeper_options,
 )
@@ -166,8 +167,12 @@ def check_strategy(
 @click.option(
     "--start", type=duration, metavar="DURATION", default="20s", help="Typical time until an instance is healthy. [default: 20s]"
 )
+@click.option(
+    "--at", type=moment, metavar="TIME", help="When it is enabled, for windows. [default: of a service now, else 2026-01-01T00:00Z]"
+)
 @click.option("--seeds", type=click.IntRange(1, 1_000_000), default=1, show_default=True, metavar="N", help="How many runs.")
 @click.option("--seed", type=int, default=1, show_default=True, metavar="S", help="The seed of the first run.")
+@click.option("--jobs", type=click.IntRange(1, 1000), metavar="N", help="Processes for more than one run. [default: one a core]")
 @click.option("--svg", metavar="FILE", type=click.Path(path_type=Path), help="Write the picture to a file.")
 @click.option("--trace", metavar="FILE", type=click.Path(path_type=Path), help="Write every act of that run to a file.")
 @json_option
@@ -185,13 +190,15 @@ def simulate(
     bad-build, slow-start, slow-probe, flap, disk-full, join and leave; of the service newer-build, new-spec and pause. WHEN is a
     time (10m), a part of the hosts that have got a permit (50%), or rand. The exit code is 1 when a rule was broken.
     """
-    from deployd_core.cli.simulation import Wish, make_scenario, print_summary, run, zones_of
+    from deployd_core.cli.simulated import print_summary
+    from deployd_core.cli.simulation import Wish, make_scenario, refuse_contradictions, run, zones_of
 
-    if spec_file is not None and wishes["service"]:
-        raise click.UsageError("--spec and --service both say where the spec comes from: give one of them")
+    refuse_contradictions(click.get_current_context())
     wishes["zones"] = zones_of(wishes["zones"], wishes["hosts"])
     wish = Wish(strategy=name, spec_file=spec_file, where=settings.flags(zookeeper=bool(wishes["service"])), **wishes)
-    scenario = make_scenario(settings, wish)
-    summary, shown = run(settings, wish, scenario)
-    print_summary(wish, scenario, summary, shown, as_json=as_json, svg=svg, trace=trace)
+    asked = make_scenario(settings, wish)
+    summary, shown = run(settings, wish, asked.scenario)
+    print_summary(wish, asked, summary, shown, as_json=as_json, svg=svg, trace=trace)
+    if len(summary.runs) < wish.seeds:
+        return Exit.INTERRUPTED
     return Exit.FAILED if summary.broken else Exit.DONE

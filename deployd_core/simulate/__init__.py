@@ -7,6 +7,7 @@ heap of events, and everything from a seed: the same seed gives the same trace, 
 ::
 
     scenario.py    what is simulated: hosts, spec, how the world behaves
+    found.py       what is there before the build is enabled, if that is not a fleet that is well
     faults.py      the closed list of faults, and how they are written
     injecting.py   carries them out
     agenda.py      virtual time
@@ -17,6 +18,7 @@ heap of events, and everything from a seed: the same seed gives the same trace, 
     world.py       hosts, ensemble and time put together
     invariants.py  what must hold at every moment
     record.py      what happened: trace, curves, timeline
-    runner.py      one seed, many seeds, and what came of them
+    runner.py      one seed, and what came of one or many
+    seeds.py       many seeds, on as many cores as there are
     picture.py     a run in characters; svg.py: the same as a drawing
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -19,6 +20,9 @@ _PAUSED_FOR = 600.0
 _WRITES = 8
 """One of so many first writes of a host has its answer lost."""
 
+_SHOWN_BY_AN_ACT = (FaultKind.CRASH, FaultKind.LOST_ANSWER, FaultKind.FAILED_START)
+"""So from the beginning, and nothing comes of it before the host gets to some act."""
+
 
 class Injector:
     """The faults of one run."""
@@ -28,8 +32,11 @@ class Injector:
         self._rng = world.rng
         self._builds = 0
         self._joined = 0
-        self._coming: list[tuple[float, int, Fault]] = []
-        """Those that wait for a part of the hosts to have got a permit, the last one first."""
+        self._coming: list[tuple[float, int, Fault, Fault]] = []
+        """Those that wait for a part of the hosts to have got a permit, the last one first; each with what was asked for."""
+        self._asked: Counter[Fault] = Counter()
+        """How often what has a moment is to happen."""
+        self._happened: Counter[Fault] = Counter()
         for fault in world.scenario.faults:
             self._prepare(fault)
         self._coming.sort(reverse=True, key=lambda entry: entry[:2])
@@ -37,20 +44,32 @@ class Injector:
     def reached(self, part: float) -> None:
         """So large a part of the hosts has got a permit."""
         while self._coming and self._coming[-1][0] <= part:
-            _, _, fault = self._coming.pop()
-            self._world.agenda.after(0.0, self._happen, fault)
+            _, _, fault, asked = self._coming.pop()
+            self._world.agenda.after(0.0, self._happen, fault, asked)
+
+    def missed(self) -> tuple[str, ...]:
+        """What has not happened until now, as it was asked for; of a number of hosts how many are left."""
+        left = self._asked - self._happened
+        for fault in self._world.scenario.faults:
+            if fault.kind in _SHOWN_BY_AN_ACT:
+                left[fault] = sum(_has_yet_to_come(fault.kind, host) for host in self._world.hosts)
+        return tuple(
+            f"{number} of {fault}" if number < self._asked[fault] else str(fault) for fault, number in left.items() if number
+        )
 
     def _prepare(self, fault: Fault) -> None:
         world = self._world
         if fault.kind.lasting:
+            self._asked[fault] = fault.count(len(world.hosts)) if fault.kind in _SHOWN_BY_AN_ACT else 0
             for host in self._rng.sample(world.hosts, fault.count(len(world.hosts))):
                 self._afflict(host, fault.kind)
             return
         for one in moments(fault, len(world.hosts), self._rng):
+            self._asked[fault] += 1
             if one.at is not None:
-                world.agenda.after(one.at, self._happen, one)
+                world.agenda.after(one.at, self._happen, one, fault)
             else:
-                self._coming.append((one.progress or 0.0, -len(self._coming), one))
+                self._coming.append((one.progress or 0.0, -len(self._coming), one, fault))
 
     def _afflict(self, host: VirtualHost, kind: FaultKind) -> None:
         """What is so for a host from the beginning."""
@@ -63,9 +82,10 @@ class Injector:
         else:
             host.plagues.add(kind)
 
-    def _happen(self, fault: Fault) -> None:
+    def _happen(self, fault: Fault, asked: Fault) -> None:
         """Its moment has come."""
         world = self._world
+        self._happened[asked] += 1
         match fault.kind:
             case FaultKind.NEWER_BUILD:
                 self._builds += 1
@@ -113,3 +133,10 @@ class Injector:
         if world.ensemble.rollout(world.service).state is RolloutState.PAUSED:
             world.set_rollout(RolloutState.OPEN)
             world.advanced()
+
+
+def _has_yet_to_come(kind: FaultKind, host: VirtualHost) -> bool:
+    """Whether a host has not come to the act at which a fault of its shows."""
+    if kind is FaultKind.CRASH:
+        return host.dies_at is not None and host.acts < host.dies_at[0]
+    return host.loses is not None if kind is FaultKind.LOST_ANSWER else kind in host.plagues

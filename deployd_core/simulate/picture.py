@@ -52,6 +52,8 @@ def draw(record: Record, *, hosts: Sequence[str], seconds: float, width: int, pa
     yield f"{_fit(f'permits, at most {record.most_permits}')} {_line(record.permits, edges)}"
     end = str(Duration(round(seconds)))
     yield f"{'':{_LABEL - 1}} 0s{end:>{columns - 2}}"
+    if per_line > 1:
+        yield f"A line with +{per_line - 1} stands for {per_line} hosts, and shows the worst state among them"
     signs = [f"{paint(sign, group)} {group}" for group, sign in _SIGNS.items()]
     yield "  ".join(signs)  # from the edge on: it is wider than what is beside the labels
 

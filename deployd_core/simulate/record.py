@@ -22,10 +22,10 @@ class Count(Struct, kw_only=True):
     """The part of them that was available at the worst moment."""
 
     def change(self, by: int) -> None:
-        """So many more can serve, or fewer."""
+        """So many more can serve, or fewer; where no instance is left, none is missing."""
         self.available += by
         self.most_out = max(self.most_out, self.total - self.available)
-        self.lowest = min(self.lowest, self.available / self.total)
+        self.lowest = min(self.lowest, self.available / self.total) if self.total else self.lowest
 
 
 class Record:
@@ -40,6 +40,7 @@ class Record:
         self.most_permits = 0
         self.permits: Curve = []
         self.capacity: Curve = []
+        self.capacity_by_zone: dict[str, Curve] = {}
         self.timeline: dict[str, list[tuple[float, str]]] = {}
         """By host: since when it was in which state."""
         self._lines: list[str] = []
@@ -68,12 +69,18 @@ class Record:
             count.total += instances
             count.available += available
 
+    def begin(self) -> None:
+        """Everybody is there who is there at the beginning."""
+        for count in (self.fleet, *self.zones.values()):
+            count.change(0)
+        for zone in self.zones:
+            self._curves(0.0, zone)
+
     def changed(self, now: float, zone: str, by: int) -> None:
         """An instance can serve, or cannot any more."""
         for count in self._counts(zone):
             count.change(by)
-        if self.full:
-            _step(self.capacity, now, self.fleet.available)
+        self._curves(now, zone)
 
     def hold(self, now: float, permits: int) -> None:
         """So many permits are held."""
@@ -87,6 +94,11 @@ class Record:
             states = self.timeline.setdefault(host, [])
             if not states or states[-1][1] != state:
                 states.append((now, state))
+
+    def _curves(self, now: float, zone: str) -> None:
+        if self.full:
+            _step(self.capacity, now, self.fleet.available)
+            _step(self.capacity_by_zone.setdefault(zone, []), now, self.zones[zone].available)
 
     def _counts(self, zone: str) -> Iterable[Count]:
         found = self.zones.get(zone)

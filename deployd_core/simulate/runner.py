@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from enum import Enum
 
 from msgspec import Struct
 
 from deployd_core.coordination import Denial, RolloutState
+from deployd_core.model import Role
 from deployd_core.planner import HostStep
 from deployd_core.plugins import Plugins
 from deployd_core.simulate.host import VirtualHost
@@ -27,6 +29,7 @@ class Outcome(Enum):
 
     CONVERGED = "converged"
     HALTED = "halted"
+    TAKEN_BACK = "taken-back"  # over budget, and every host serves the build before again
     HELD = "held"  # somebody has paused or frozen it
     WAITING = "waiting"  # for a person: a host is dead, failed or blocked, or nobody has promoted the build; or for a window
     STUCK = "stuck"  # and nobody could say why: a mistake of the strategy's or of ours
@@ -53,6 +56,8 @@ class Run(Struct, frozen=True, kw_only=True):
     broken: tuple[Broken, ...]
     order: tuple[str, ...]
     """Hosts, as they got their first permits."""
+    missed: tuple[str, ...]
+    """Faults whose moment never came, for the run was over."""
     rounds: int
     trace: str
     """The digest of everything that happened: equal runs have equal ones."""
@@ -63,9 +68,21 @@ class Summary(Struct, frozen=True, kw_only=True):
 
     runs: tuple[Run, ...]
 
-    def duration(self, percent: int) -> float:
-        """Seconds within which so many percent of the runs were over."""
-        return percentile([run.seconds for run in self.runs], percent)
+    def duration(self, percent: int) -> float | None:
+        """Seconds within which so many percent of the runs that converged had done so; None when none has."""
+        seconds = [run.seconds for run in self.runs if run.outcome is Outcome.CONVERGED]
+        return percentile(seconds, percent) if seconds else None
+
+    @property
+    def other_ends(self) -> dict[Outcome, tuple[float, float]]:
+        """Of runs that did not converge, by outcome: after how many seconds the first and the last of them got no further."""
+        ends = {outcome: [run.seconds for run in self.runs if run.outcome is outcome] for outcome in self.outcomes}
+        return {outcome: (min(times), max(times)) for outcome, times in ends.items() if outcome is not Outcome.CONVERGED}
+
+    @property
+    def missed(self) -> dict[str, int]:
+        """By fault whose moment never came, in how many runs it did not."""
+        return dict(Counter(fault for run in self.runs for fault in run.missed))
 
     @property
     def outcomes(self) -> dict[Outcome, int]:
@@ -133,16 +150,11 @@ def simulate(scenario: Scenario, plugins: Plugins, seed: int, *, full: bool = Fa
         most_permits=record.most_permits,
         broken=tuple(world.judge.broken),
         order=tuple(record.order),
+        missed=world.injector.missed(),
         rounds=world.rounds,
         trace=record.digest,
     )
     return run, record
-
-
-def simulate_seeds(scenario: Scenario, plugins: Plugins, seeds: Sequence[int]) -> Iterator[Run]:
-    """Run a scenario once from each seed."""
-    for seed in seeds:
-        yield simulate(scenario, plugins, seed)[0]
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
@@ -154,9 +166,10 @@ def percentile(values: Sequence[float], percent: int) -> float:
 def _outcome(world: World) -> tuple[Outcome, str, dict[str, str]]:
     """How a run ended, why, and by host what those that wait for nobody were doing."""
     undone = [host for host in world.hosts if host.name not in world.done]
-    if not undone:
-        return Outcome.CONVERGED, "", {}
     rollout = world.ensemble.rollout(world.service)
+    if not undone:
+        back = rollout.rollback_of and world.ensemble.enabled(world.service, Role.FLEET) != world.ordered
+        return (Outcome.TAKEN_BACK, rollout.why, {}) if back else (Outcome.CONVERGED, "", {})
     # One that had finished before it went down for good takes up room all the same.
     persons = [host for host in world.hosts if not host.alive or (host in undone and _needs_a_person(host))]
     moving = [host for host in undone if host not in persons and not host.asleep]
@@ -167,6 +180,9 @@ def _outcome(world: World) -> tuple[Outcome, str, dict[str, str]]:
         return Outcome.HALTED, rollout.why, {}
     if rollout.state is not RolloutState.OPEN:
         return Outcome.HELD, f"{rollout.state.value} by {rollout.by}: {rollout.why}", {}
+    frozen = next((host.reason for host in persons if host.denial is Denial.FROZEN and host.step is HostStep.WAITING), "")
+    if frozen:
+        return Outcome.HELD, frozen, {}
     return Outcome.WAITING, _some({host.name: _words(host) for host in persons}), {}
 
 
@@ -177,7 +193,7 @@ def _needs_a_person(host: VirtualHost) -> bool:
 
 def _words(host: VirtualHost) -> str:
     if not host.up:
-        return "down for good"
+        return "down for good" if host.life else "dead: its agent does not run"
     step = host.step.value if host.step is not None else "starting"
     return f"{step}: {host.reason}" if host.reason else step
 

@@ -17,9 +17,10 @@ from deployd_core.errors import ConfigError, NotFound
 from deployd_core.model import Role
 from deployd_core.plugins import Kind, Plugins
 from deployd_core.simulate.faults import Fault
+from deployd_core.simulate.found import Found, FoundHost
 from deployd_core.spec import InstancesTable, RestartTable, ServiceSpec, ServiceTable
 
-_BEGAN = 1_767_225_600.0
+BEGAN = 1_767_225_600.0
 """2026-01-01, so that no run depends on when it is made."""
 _SPREAD = 0.15
 """Of the logarithm of a length of time: most are within a sixth of what is typical, a few take half as long again."""
@@ -59,6 +60,8 @@ class HostSetup(Struct, frozen=True, kw_only=True):
     name: str
     zone: str
     role: Role = Role.FLEET
+    found: FoundHost | None = None
+    """How it stands before the build is enabled; None: well, and with the build of `Scenario.before`."""
 
 
 class Scenario(Struct, frozen=True, kw_only=True):
@@ -70,10 +73,12 @@ class Scenario(Struct, frozen=True, kw_only=True):
     behaviour: Behaviour = Behaviour()
     faults: tuple[Fault, ...] = ()
     before: str = "v1"
-    """The build that every host serves."""
+    """The build that every host serves of which nothing else was found."""
     build: str = "v2"
     """The one that is enabled at the beginning."""
-    began: float = _BEGAN
+    found: Found | None = None
+    """What coordination holds before that; None: `before` is enabled, and nothing stands in the way."""
+    began: float = BEGAN
     """Seconds since the epoch."""
 
 

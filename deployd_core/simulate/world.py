@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from deployd_core.acts import Act, CloseGate, CloseIdle, RecordFailure, Settle, TakePermit
+from deployd_core.acts import Act, Advance, CloseGate, CloseIdle, RecordFailure, Settle, TakePermit
 from deployd_core.config import ServiceSetup
 from deployd_core.coordination import Permit, RolloutState
 from deployd_core.model import Role
@@ -14,6 +14,7 @@ from deployd_core.plugins import Plugins
 from deployd_core.simulate import acting
 from deployd_core.simulate.agenda import Agenda, VirtualClock
 from deployd_core.simulate.faults import FaultKind
+from deployd_core.simulate.found import VirtualEnsemble, place
 from deployd_core.simulate.host import VirtualHost
 from deployd_core.simulate.injecting import Injector
 from deployd_core.simulate.instance import VirtualInstance
@@ -21,7 +22,6 @@ from deployd_core.simulate.invariants import Judge
 from deployd_core.simulate.record import Record
 from deployd_core.simulate.scenario import HostSetup, Scenario, set_up_virtual
 from deployd_core.spec import ServiceSpec
-from deployd_core.testing.coordination import MemoryEnsemble
 
 _LOOK, _SLOW_LOOK, _LATE = 0.02, 2.0, 30.0
 _EXPIRED_FOR = 5.0
@@ -44,14 +44,15 @@ class World:
         self.agenda = Agenda(self.clock)
         self.record = Record(full=full)
         self.judge = Judge(self)
-        self.ensemble = MemoryEnsemble(clock=self.clock.date)
+        self.ensemble = VirtualEnsemble(clock=self.clock.date)
         self.setup = set_up_virtual(scenario.spec, scenario.service, plugins)
         self.rounds = 0
         """How often an agent has planned."""
         self.members = 0
         self.zones: dict[str, int] = {}
         """Members by zone."""
-        self.wanted = scenario.build
+        self.ordered = scenario.build
+        """The build that somebody enabled last."""
         self.ended_at = 0.0
         """When something last got further."""
         self.granted = 0
@@ -59,23 +60,28 @@ class World:
         self._plugins = plugins
         self._setups = [self.setup]
         self._netted = False
+        self._wanted: dict[Role, str] = {}
         self._draw = scenario.behaviour.draw
         self.spec = scenario.spec
         """As it was last written."""
         self.ensemble.apply_spec(self.service, self.spec)
-        self.hosts = [self._add(setup, served=scenario.before) for setup in scenario.hosts]
+        entered = [(setup, self._add(setup, served=scenario.before)) for setup in scenario.hosts]
+        self.hosts = [host for setup, host in entered if setup.found is None or not setup.found.given_up]
+        """Those that are waited for."""
+        self.record.begin()
         self.done: set[str] = set()
         """Hosts that serve what is wanted."""
-        self._injector = Injector(self)
+        self.injector = Injector(self)
 
     # What happens.
 
     def run(self) -> None:
         """From the moment at which the build is enabled until nothing happens any more."""
-        self.enable(self.scenario.before)
+        self._begin()
         self.enable(self.scenario.build)
         for host in self.hosts:
-            self.agenda.after(self.draw(self.scenario.behaviour.watch), self._agent_known, host)
+            if host.up:
+                self.agenda.after(self.draw(self.scenario.behaviour.watch), self._agent_known, host)
         table = self.setup.spec.instances
         patience = max(_PATIENCE, 3 * (table.healthy_timeout + table.restart_timeout))
         most = len(self.hosts) * (_MOST_ROUNDS + _MOST_ROUNDS * len(self.setup.instances))
@@ -90,10 +96,11 @@ class World:
 
     def enable(self, build: str) -> None:
         """Have the fleet serve a build."""
-        self.wanted = build
-        self.done = set()
         self.record.say(self.clock.elapsed, "-", f"enables {build}")
         self.ensemble.enable(self.service, build, acting.digest_of(build), role=Role.FLEET, by="simulation")
+        self.ordered = build
+        self.done = set()
+        self._wanted = self._now_wanted()
 
     def apply(self, spec: ServiceSpec) -> None:
         """Write the spec anew."""
@@ -202,7 +209,7 @@ class World:
             return
         self.record.state(self.clock.elapsed, host.name, host.step.value)
         enabled = host.snapshot.enabled if host.snapshot else None
-        if host.step is HostStep.CONVERGED and enabled is not None and enabled.build == self.wanted:
+        if host.step is HostStep.CONVERGED and enabled is not None and enabled.build == self._wanted[host.role]:
             self.done.add(host.name)
         else:
             self.done.discard(host.name)
@@ -219,6 +226,8 @@ class World:
             self.record.hold(self.clock.elapsed, len(self.ensemble.holders(self.service)))
         if isinstance(act, RecordFailure):
             self.judge.failed(host)
+        if isinstance(act, RecordFailure | Advance):
+            self._reconsider()
         if not isinstance(act, CloseGate):
             self.advanced()
 
@@ -229,15 +238,38 @@ class World:
 
     # Within.
 
+    def _begin(self) -> None:
+        """Before the build is enabled: another one is, and everything is well, unless something else was found."""
+        found = self.scenario.found
+        if found is None:
+            self.enable(self.scenario.before)
+            return
+        self.ensemble.restore(self.service, found, acting.digest_of)
+        self.record.hold(0.0, len(found.permits))
+
+    def _now_wanted(self) -> dict[Role, str]:
+        return {role: self.ensemble.enabled(self.service, role) for role in Role}
+
+    def _reconsider(self) -> None:
+        """What is enabled may have been taken back, or promoted: whoever was done with something else is not."""
+        before, self._wanted = self._wanted, self._now_wanted()
+        if self._wanted != before:
+            self.done -= {host.name for host in self.hosts if self._wanted[host.role] != before[host.role]}
+
     def _add(self, setup: HostSetup, *, served: str) -> VirtualHost:
-        host = VirtualHost(self, setup, served=served)
+        found = setup.found
+        host = VirtualHost(self, setup, served=served if found is None else found.current)
         host.coordination.join(self.service, setup.zone)
         host.coordination.snapshot(self.service)
         if setup.role is not Role.FLEET:
             self.ensemble.set_role(self.service, setup.name, setup.role)
+        if found is not None:
+            place(host, found)
         self.members += 1
         self.zones[setup.zone] = self.zones.get(setup.zone, 0) + 1
-        self.record.enter(setup.zone, len(host.instances), len(host.instances))
+        if found is None or not found.given_up:
+            available = sum(instance.available for instance in host.instances)
+            self.record.enter(setup.zone, len(host.instances), available)
         return host
 
     def _agent_known(self, host: VirtualHost) -> None:
@@ -263,7 +295,7 @@ class World:
             host.permitted = True
             self.granted += 1
             self.record.order.append(host.name)
-            self._injector.reached(self.granted / len(self.hosts))
+            self.injector.reached(self.granted / len(self.hosts))
 
     def _cast_net(self) -> None:
         """Whoever waits to be woken asks again by itself."""

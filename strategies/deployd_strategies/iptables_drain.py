@@ -42,8 +42,9 @@ class IptablesDrain(Strategy[IptablesDrainOptions]):
         floor = self.options.min_available.at_least(count)
         if count == 0 or count - floor >= 1:
             return ""
+        there, leave = ("1 instance", "leaves") if count == 1 else (f"{count} instances", "leave")
         return (
-            f"{count} instances less {window} at a time leave {count - window}, but min_available keeps {floor}: add instances, or "
+            f"{there} less {window} at a time {leave} {count - window}, but min_available keeps {floor}: add instances, or "
             "lower min_available (0 with hold = true has clients wait for a single instance)"
         )
 

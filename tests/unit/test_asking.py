@@ -63,7 +63,12 @@ def refused(strategy, count, **options):
         ("iptables-drain", 2, 1, ""),
         ("iptables-drain", 2, 2, "2 instances less 1 at a time leave 1, but min_available keeps 2: add instances"),
         ("iptables-drain", 3, "100%", "but min_available keeps 3"),
-        ("iptables-drain", 1, 1, "add instances, or lower min_available (0 with hold = true"),
+        (
+            "iptables-drain",
+            1,
+            1,
+            "1 instance less 1 at a time leaves 0, but min_available keeps 1: add instances, or lower min_available (0 with",
+        ),
         ("iptables-drain", 1, 0, ""),
     ],
 )

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
+import psutil
 import pytest
+from msgspec.structs import replace
 
 from deployd_core.cli.main import run
+from deployd_core.cli.simulated import by_zone, measured
 from deployd_core.plugins import Plugins
 from deployd_core.simulate.picture import draw, values_at
 from deployd_core.simulate.record import Record
-from deployd_core.simulate.runner import simulate
+from deployd_core.simulate.runner import Outcome, Summary, simulate
 from deployd_core.simulate.scenario import Scenario, roster, spec_for
 
 SPEC = """
@@ -32,6 +35,24 @@ options = { limit = 2, instances_at_once = 1 }
 [rollout]
 budget = "10%"
 """
+OWN = '''
+from deployd_core.api import FleetLimit, FleetOptions, HostView, Plan, Share, Strategy, hookimpl
+
+
+class Own(Strategy[FleetOptions]):
+    """Take one host more than the limit."""
+
+    name = "own"
+
+    def plan(self, view: HostView) -> Plan:
+        most = self.options.limit.at_most(view.fleet.hosts) + 1
+        return Plan(cycle=view.stale, limit=FleetLimit(hosts=Share(most)), priority=1, why="one more cannot hurt")
+
+
+@hookimpl
+def deployd_strategies():
+    return [Own]
+'''
 SMALL = ["strategies", "simulate", "concurrency", "--hosts", "6", "--zones", "2", "--instances", "2", "-o", "limit=2"]
 
 
@@ -83,11 +104,26 @@ def test_json_holds_the_numbers_and_the_curves(capsys):
     assert ("deployd.strategies.simulate/1", 6, 12, [1, 2]) == tuple(
         found[key] for key in ("schema", "hosts", "instances", "seeds")
     )
-    assert {"converged": 2, "halted": 0, "held": 0, "waiting": 0, "stuck": 0} == found["outcomes"]
+    assert {"converged": 2, "halted": 0, "taken-back": 0, "held": 0, "waiting": 0, "stuck": 0} == found["outcomes"]
     assert found["seconds"]["p50"] <= found["seconds"]["p95"]
     assert sorted(found["shown"]["order"]) == [f"host-{number}" for number in range(1, 7)]
     assert max(count for _, count in found["shown"]["permits"]) == found["most_permits"] == 2
     assert min(count for _, count in found["shown"]["capacity"]) == found["instances"] - found["most_out"]
+
+
+def test_json_holds_what_the_picture_is_made_of(capsys):
+    """Of every host its states, each since when; of every zone how many instances could serve, which add up to the fleet's."""
+    found = as_json(capsys, "--faults", "dead:1@30%")
+    hosts, zones = found["shown"]["hosts"], found["shown"]["capacity_by_zone"]
+    ends = [states[-1][1] for states in hosts.values()]
+
+    assert [f"host-{number}" for number in range(1, 7)] == list(hosts)
+    assert (1, 5) == (ends.count("down"), ends.count("converged"))
+    assert all(states == sorted(states, key=lambda state: state[0]) for states in hosts.values())
+    assert {"waiting", "restarting"} <= {state for states in hosts.values() for _, state in states}
+    assert [[0.0, 6], [0.0, 6]] == [zones[zone][0] for zone in ("zone-a", "zone-b")]
+    assert sum(curve[-1][1] for curve in zones.values()) == found["shown"]["capacity"][-1][1] == 10
+    assert min(count for _, count in zones["zone-a"]) / 6 == pytest.approx(found["lowest_by_zone"]["zone-a"], abs=1e-4)
 
 
 def test_a_seed_alone_is_the_run_that_it_was_among_others(capsys):
@@ -137,7 +173,7 @@ def test_a_spec_says_what_runs(capsys, tmp_path):
         (["-o", "limit"], 1, "option 'limit' has no value. Write -o KEY=VALUE"),
         (["-o", "limits=2"], 1, "limits"),
         (["--hosts", "0"], 2, "--hosts"),
-        (["--spec", "/nonexistent.toml"], 1, "/nonexistent.toml does not exist"),
+        (["--at", "noon"], 2, "'noon' is no time such as 2026-12-27T08:00Z"),
         (["--spec", "x", "--service", "web"], 2, "--spec and --service both say where the spec comes from"),
         (["--svg", "/nonexistent/web.svg"], 1, "/nonexistent/web.svg cannot be written"),
         (["--build", "v1"], 1, "every host serves v1 already"),
@@ -153,6 +189,37 @@ def test_a_mistake_is_named(capsys, arguments, code, message):
     assert message in error
 
 
+def test_a_fleet_of_which_no_host_is_left_is_told_as_any_other(capsys):
+    """The only host leaves: nothing is divided by what is not there any more."""
+    assert 0 == run(["strategies", "simulate", "concurrency", "--hosts", "1", "--faults", "leave"])
+
+    text = capsys.readouterr().out
+    assert text.startswith("concurrency: 1 host in 1 zone, 4 instances each, v1 to v2, with leave:1; seed 1")
+    assert "0 of 0 hosts" in text
+
+
+def test_a_spec_that_is_not_there_is_named(capsys):
+    """With the path that was given."""
+    assert 1 == run(["strategies", "simulate", "concurrency", "--spec", "/nonexistent.toml"])
+
+    assert "/nonexistent.toml does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "vain", "message"),
+    [
+        (["--spec", "web.toml"], ["--instances", "4"], "--spec says which instances there are: leave --instances out"),
+        (["--service", "web"], ["--hosts", "200"], "--service takes hosts, zones and instances from ZooKeeper: leave --hosts out"),
+        (["--service", "web"], ["--zones", "3", "--instances", "2"], "leave --zones and --instances out"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(capsys, place, vain, message):
+    """Where a spec or a service says what there is, flags that say it too are refused, their defaults included."""
+    assert 2 == run(["strategies", "simulate", "concurrency", *place, *vain])
+
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("hosts", "zones"), [(1, 1), (2, 2), (3, 3), (40, 3)])
 def test_zones_are_as_many_as_a_small_fleet_has_hosts(capsys, hosts, zones):
     """Three, unless there are fewer hosts; whoever names neither is not bothered."""
@@ -161,16 +228,53 @@ def test_zones_are_as_many_as_a_small_fleet_has_hosts(capsys, hosts, zones):
     assert zones == len(json.loads(capsys.readouterr().out)["lowest_by_zone"])
 
 
-def test_progress_is_shown_on_a_terminal_and_ctrl_c_ends_it():
-    """A long run says how far it is; an interrupt ends it with its own exit code, and no traceback."""
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_progress_is_shown_on_a_terminal_and_ctrl_c_ends_it(jobs):
+    """A long run says how far it is; an interrupt of all its processes ends it with what came of the seeds until then."""
     ours, theirs = os.openpty()
-    command = [sys.executable, "-P", "-m", "deployd_core", *SMALL, "--seeds", "100000", "--debug"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+    command = [sys.executable, "-P", "-m", "deployd_core", *SMALL, "--seeds", "100000", "--jobs", jobs, "--debug"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, start_new_session=True) as process:
         os.close(theirs)
         said = b""
         while b"2 of 100000 seeds" not in said:
             said += os.read(ours, 1000)
-        process.send_signal(signal.SIGINT)
+        begun = psutil.Process(process.pid).children()
+        os.killpg(process.pid, signal.SIGINT)
+        text, _ = process.communicate(timeout=30)
+    while chunk := _rest(ours):
+        said += chunk
+    os.close(ours)
+
+    (done,) = re.findall(r"seeds 1 to (\d+) alone, interrupted before the other (\d+)$", text.splitlines()[0])
+    assert (130, 100_000) == (process.returncode, sum(map(int, done)))
+    assert f"{done[0]} converged" in text
+    assert b"Traceback" not in said
+    assert (jobs == "2") == (len(begun) >= 2)
+    assert [] == [child for child in psutil.wait_procs(begun, timeout=10)[1] if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_an_interrupt_before_the_first_result_leaves_nothing_to_tell():
+    """There is no result then; the exit code is that of Ctrl-C."""
+    ours, theirs = os.openpty()
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "deployd_core",
+        "strategies",
+        "simulate",
+        "concurrency",
+        "--hosts",
+        "5000",
+        "--seeds",
+        "3",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, start_new_session=True) as process:
+        os.close(theirs)
+        said = b""
+        while b"0 of 3 seeds" not in said:
+            said += os.read(ours, 1000)
+        os.killpg(process.pid, signal.SIGINT)
         text, _ = process.communicate(timeout=30)
     while chunk := _rest(ours):
         said += chunk
@@ -178,6 +282,29 @@ def test_progress_is_shown_on_a_terminal_and_ctrl_c_ends_it():
 
     assert (130, "") == (process.returncode, text)
     assert b"Traceback" not in said
+
+
+def test_the_number_of_processes_changes_nothing(tmp_path, capsys):
+    """A strategy in a single file, some faults, one process or three: the same output, byte for byte."""
+    (tmp_path / "own.py").write_text(OWN)
+    own = ["strategies", "simulate", "own", "--plugins-dir", str(tmp_path), "--hosts", "6", "--faults", "crash:2,reboot:1"]
+    told = []
+    for jobs in ("1", "3"):
+        for flags in ([], ["--json"]):
+            code = run([*own, "--seeds", "5", "--jobs", jobs, *flags])
+            told.append((code, capsys.readouterr().out))
+
+    assert told[:2] == told[2:]
+    assert "limit: never more hosts" in told[0][1]
+
+
+def test_what_is_wrong_in_a_process_is_wrong_here(tmp_path, capsys):
+    """A strategy that raises in another process ends in the same message as in ours."""
+    (tmp_path / "own.py").write_text(OWN.replace("priority=1", "priority=1 / 0"))
+    own = ["strategies", "simulate", "own", "--plugins-dir", str(tmp_path), "--hosts", "2", "--seeds", "2"]
+    told = [(run([*own, "--jobs", jobs]), capsys.readouterr()) for jobs in ("1", "2")]
+
+    assert told[0] == told[1]
 
 
 def _rest(descriptor):
@@ -196,8 +323,77 @@ def test_a_large_fleet_shares_lines():
     lines = list(draw(record, hosts=result.order, seconds=result.seconds, width=80, paint=lambda text, _: text))
 
     assert f"{result.order[0]} +3" == lines[0].partition("  ")[0]
-    assert 13 + 4 + 3 == len(lines)
+    assert 13 + 4 + 4 == len(lines)
+    assert "A line with +3 stands for 4 hosts, and shows the worst state among them" == lines[-2]
     assert {True} == {len(line) <= 80 for line in lines[:13]}
+
+
+@pytest.mark.parametrize(
+    ("at", "outcome", "reason"),
+    [
+        ("2026-11-26T10:00:00Z", "converged", ""),
+        ("2026-11-26T12:00:00+02:00", "converged", ""),
+        ("2026-11-28T10:00:00Z", "waiting", "outside the allowed windows; the next one opens Mon 2026-11-30 09:00 UTC"),
+        (None, "waiting", "the next one opens Thu 2026-01-01 09:00 UTC"),
+    ],
+)
+def test_the_time_at_which_it_is_enabled_decides_about_windows(capsys, tmp_path, at, outcome, reason):
+    """On a Thursday morning hosts may begin, on a Saturday none may; without a time it is the same one whenever it is run."""
+    (tmp_path / "web.toml").write_text(SPEC + '[rollout.windows]\nallow = ["Mon-Fri 09:00-16:00"]\n')
+    words = ["strategies", "simulate", "concurrency", "--spec", str(tmp_path / "web.toml"), "--hosts", "4", "--json"]
+
+    assert 0 == run([*words, *(["--at", at] if at else [])])
+    found = json.loads(capsys.readouterr().out)
+    assert outcome == found["shown"]["outcome"]
+    assert reason in found["shown"]["reason"]
+
+
+def test_durations_are_those_of_runs_that_converged(capsys):
+    """A fleet that waits for a dead host has no duration; when it got no further is said apart, and JSON has no number for it."""
+    faults = ["--seeds", "3", "--faults", "dead"]
+
+    assert re.search(r"^  duration +waiting after \S+( to \S+)?$", output(capsys, *faults)[1], re.MULTILINE)
+    found = as_json(capsys, *faults)
+    assert ({"p50": None, "p95": None}, ["waiting"]) == (found["seconds"], list(found["other_ends"]))
+
+
+def test_a_mixture_of_ends_says_of_how_many_the_durations_are():
+    """Two of three runs converged: the percentiles are theirs, and the third is told apart."""
+    made = Scenario(spec=spec_for("all-at-once", {}, 1), hosts=roster(2, 1))
+    one = simulate(made, Plugins.load(), 1)[0]
+    ends = ((Outcome.CONVERGED, 60.0), (Outcome.CONVERGED, 120.0), (Outcome.HELD, 9000.0))
+    summary = Summary(runs=tuple(replace(one, outcome=outcome, seconds=seconds) for outcome, seconds in ends))
+
+    assert "p50 1m, p95 2m of the 2 that converged; held after 2h30m" == dict(measured(summary))["duration"]
+
+
+def test_a_fault_whose_moment_never_came_is_told(capsys):
+    """The run was over before, or the host never got so far; what did happen is not told."""
+    faults = ["--faults", "pause@90m,reboot:2@50%,reboot:1@2h,crash:1"]
+
+    assert "did not happen: pause@1h30m, reboot:1@2h (the run was over)" in output(capsys, *faults)[1]
+    assert ["pause@1h30m", "reboot:1@2h"] == as_json(capsys, *faults)["shown"]["missed"]
+    assert "pause@1h30m in 2 of 2 runs, reboot:1@2h in 2 of 2 runs (they were over)" in output(capsys, *faults, "--seeds", "2")[1]
+    assert "did not happen" not in output(capsys, "--faults", "reboot:2@50%,crash:1")[1]
+
+
+def test_what_shows_at_an_act_has_not_happened_before_it(capsys):
+    """A dead host takes the only permit's place: nobody restarts, so no start fails, and agents that die of later acts live."""
+    nobody = ["-o", "limit=1", "--faults", "dead:1@1s,crash:6,failed-start:2"]
+
+    crashes, starts = as_json(capsys, *nobody)["shown"]["missed"]
+    assert ("failed-start:2", "crash:6") == (starts, crashes.partition(" of ")[2])
+    assert [] == as_json(capsys, "--faults", "failed-start:2")["shown"]["missed"]
+
+
+def test_of_many_zones_the_worst_are_shown():
+    """However many zones there are, the worst one is among those that are named, and it is said how many are not."""
+    zones = {f"zone-{number:02}": 1 - number / 100 for number in range(20)}
+
+    text = by_zone(zones)
+    assert text.startswith("zone-19 81 %, zone-18 82 %, ")
+    assert text.endswith("zone-12 88 % and 12 more, none of them lower")
+    assert "a 50 %, b 25 %" == by_zone({"a": 0.5, "b": 0.25})
 
 
 def test_a_curve_keeps_its_extremes():

@@ -114,7 +114,7 @@ def _without_down(copy):
 
     def zone_full(request):
         denied = inner(request)
-        return None if denied is not None and "are out already" in denied.reason else denied
+        return None if denied is not None and "out already" in denied.reason else denied
 
     return zone_full
 

@@ -13,7 +13,7 @@ from deployd_core.model import Role
 from deployd_core.plugins import Plugins, convert
 from deployd_core.simulate import looks
 from deployd_core.simulate.faults import Fault, FaultKind, parse_faults
-from deployd_core.simulate.runner import Outcome, Summary, percentile, simulate, simulate_seeds
+from deployd_core.simulate.runner import Outcome, Summary, percentile, simulate
 from deployd_core.simulate.scenario import Scenario, roster, spec_for
 from deployd_core.simulate.world import World
 from deployd_core.spec import RolloutTable
@@ -285,7 +285,7 @@ def test_a_full_record_changes_nothing():
 
 def test_a_summary_speaks_for_the_worst_run():
     """Capacity is the lowest and the blast radius the largest of all runs; durations are percentiles."""
-    runs = tuple(simulate_seeds(scenario(faults="reboot:1"), PLUGINS, range(6)))
+    runs = tuple(simulate(scenario(faults="reboot:1"), PLUGINS, seed)[0] for seed in range(6))
     summary = Summary(runs=runs)
 
     assert (min(run.lowest for run in runs), max(run.most_out for run in runs)) == (summary.lowest, summary.most_out)
