@@ -120,9 +120,11 @@ class ProbeContract(ABC):
             with listening:
                 taking = threading.Thread(target=_take, args=(listening, peers))
                 taking.start()
-                self.make_probe().check(msgspec.structs.replace(call, instance=instance, passing=Passing(source=BYPASS)))
-                socket.create_connection(("127.0.0.1", port), source_address=(LAST, 0)).close()
-                taking.join()
+                try:
+                    self.make_probe().check(msgspec.structs.replace(call, instance=instance, passing=Passing(source=BYPASS)))
+                finally:
+                    socket.create_connection(("127.0.0.1", port), source_address=(LAST, 0)).close()
+                    taking.join()
 
             assert [BYPASS] * len(peers) == peers, (
                 f"it connects from {peers[0]}, as any client: a closed gate turns it away, and no instance behind one is found "

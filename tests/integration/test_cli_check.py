@@ -68,38 +68,41 @@ def test_what_fails_ends_with_1_and_the_seed_that_shows_it_again(capsys: pytest.
     assert "ZeroDivisionError" in capsys.readouterr().out
 
 
+RARE = '''
+from deployd_core.api import FleetOptions, HostView, Plan, Strategy, hookimpl
+
+
+class Rare(Strategy[FleetOptions]):
+    """Count on it that no host has six instances of which as many are down as the facts say."""
+
+    name = "rare"
+
+    def plan(self, view: HostView) -> Plan:
+        down = sum(found.serves is None for found in view.instances)
+        share = 100 // (abs(len(view.instances) - 6) + abs(down - view.facts.get("down", 9)))
+        return Plan(cycle=view.cycling or view.stale[:1], limit=self.options.fleet_limit, why=f"one by one {share}")
+
+
+@hookimpl
+def deployd_strategies():
+    return [Rare]
+'''
+
+
 def test_what_shows_it_again_repeats_every_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Options, facts and the plugin directory, quoted for a shell: pasted, it finds the same."""
     directory = tmp_path / "a plugin's directory"
     directory.mkdir()
-    (directory / "primary.py").write_text(
-        PRIMARY.replace("Strategy[Options]", "Strategy[FleetOptions]")
-        .replace("primary is None", "primary is None or (len(view.instances) == 6 and self.options.limit.at_most(10) == 4)")
-        .replace("import HostView, Options", "import FleetOptions, HostView")
-    )
-    facts = '{"primary": "web@8001", "why": "it\'s so"}'
-    check = [
-        "strategies",
-        "check",
-        "primary-last",
-        "--plugins-dir",
-        str(directory),
-        "-o",
-        "limit=4",
-        "--facts",
-        facts,
-        "--seeds",
-        "60",
-    ]
+    (directory / "rare.py").write_text(RARE)
+    facts = '{"down": 1, "why": "it\'s so"}'
+    given = ["-o", "limit=4", "-o", "limit_per_zone=2", "--facts", facts]
 
-    assert 1 == run(check)
-    printed = capsys.readouterr().out.splitlines()
-    again = next(line for line in printed if line.startswith("Again: "))
+    assert 1 == run(["strategies", "check", "rare", *given, "--seeds", "60", "--plugins-dir", str(directory)])
+    again = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Again: "))
     words = shlex.split(again.removeprefix("Again: deployd "))
     seed = words[words.index("--seed") + 1]
 
-    expected = ["-o", "limit=4", "--facts", facts, "--seed", seed, "--seeds", "1", "--plugins-dir", str(directory)]
-    assert ["strategies", "check", "primary-last", *expected] == words
+    assert ["strategies", "check", "rare", *given, "--seed", seed, "--seeds", "1", "--plugins-dir", str(directory)] == words
     assert 1 == run(words)
     assert again in capsys.readouterr().out.splitlines()
 
@@ -176,7 +179,10 @@ BAD_PROBES = {
     ),
     "a-check-ends-in-time: AssertionError: call.timeout was 0.5 s": (
         "try:\n"
-        "            with call.connect(call.address, call.instance.port, 60) as it: it.settimeout(60); said = it.recv(1)\n"
+        "            with call.connect(call.address, call.instance.port, 60) as it:\n"
+        "                it.settimeout(60)\n"
+        "                it.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')\n"
+        "                said = it.recv(1)\n"
         "        except OSError as error: return Verdict.unhealthy(str(error))\n"
         "        return Verdict.healthy() if said else Verdict.unhealthy('silent')"
     ),
