@@ -82,6 +82,8 @@ def _head(wish: Wish, scenario: Scenario, summary: Summary) -> str:
 def _facts(wish: Wish, asked: Asked, summary: Summary) -> Iterator[str]:
     for number, line in enumerate(asked.found):
         yield folded(f"  {'' if number else 'found':13} {line}", indent=18)
+    if asked.found:
+        yield ""
     for name, text in measured(summary):
         yield folded(f"  {name:13} {text}", indent=16)
     for rule, runs in summary.broken.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -86,7 +87,16 @@ class _Process:
 
 
 def _begin(scenario: Scenario, plugins: Callable[[], Plugins]) -> None:
+    # A pool's processes wait for ever when the one that they work for is killed.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _Process.scenario, _Process.plugins = scenario, plugins()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(seed: int) -> Run:

@@ -67,7 +67,7 @@ def refused(strategy, count, **options):
             "iptables-drain",
             1,
             1,
-            "1 instance less 1 at a time leaves 0, but min_available keeps 1: add instances, or lower min_available (0 with",
+            "1 instance less 1 at a time leaves 0, but min_available keeps 1: add instances, or lower",
         ),
         ("iptables-drain", 1, 0, ""),
     ],

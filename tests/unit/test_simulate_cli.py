@@ -2,14 +2,9 @@
 
 import hashlib
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 
-import psutil
 import pytest
 from msgspec.structs import replace
 
@@ -35,24 +30,6 @@ options = { limit = 2, instances_at_once = 1 }
 [rollout]
 budget = "10%"
 """
-OWN = '''
-from deployd_core.api import FleetLimit, FleetOptions, HostView, Plan, Share, Strategy, hookimpl
-
-
-class Own(Strategy[FleetOptions]):
-    """Take one host more than the limit."""
-
-    name = "own"
-
-    def plan(self, view: HostView) -> Plan:
-        most = self.options.limit.at_most(view.fleet.hosts) + 1
-        return Plan(cycle=view.stale, limit=FleetLimit(hosts=Share(most)), priority=1, why="one more cannot hurt")
-
-
-@hookimpl
-def deployd_strategies():
-    return [Own]
-'''
 SMALL = ["strategies", "simulate", "concurrency", "--hosts", "6", "--zones", "2", "--instances", "2", "-o", "limit=2"]
 
 
@@ -226,93 +203,6 @@ def test_zones_are_as_many_as_a_small_fleet_has_hosts(capsys, hosts, zones):
     assert 0 == run(["strategies", "simulate", "all-at-once", "--hosts", str(hosts), "--json"])
 
     assert zones == len(json.loads(capsys.readouterr().out)["lowest_by_zone"])
-
-
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_progress_is_shown_on_a_terminal_and_ctrl_c_ends_it(jobs):
-    """A long run says how far it is; an interrupt of all its processes ends it with what came of the seeds until then."""
-    ours, theirs = os.openpty()
-    command = [sys.executable, "-P", "-m", "deployd_core", *SMALL, "--seeds", "100000", "--jobs", jobs, "--debug"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, start_new_session=True) as process:
-        os.close(theirs)
-        said = b""
-        while b"2 of 100000 seeds" not in said:
-            said += os.read(ours, 1000)
-        begun = psutil.Process(process.pid).children()
-        os.killpg(process.pid, signal.SIGINT)
-        text, _ = process.communicate(timeout=30)
-    while chunk := _rest(ours):
-        said += chunk
-    os.close(ours)
-
-    (done,) = re.findall(r"seeds 1 to (\d+) alone, interrupted before the other (\d+)$", text.splitlines()[0])
-    assert (130, 100_000) == (process.returncode, sum(map(int, done)))
-    assert f"{done[0]} converged" in text
-    assert b"Traceback" not in said
-    assert (jobs == "2") == (len(begun) >= 2)
-    assert [] == [child for child in psutil.wait_procs(begun, timeout=10)[1] if child.status() != psutil.STATUS_ZOMBIE]
-
-
-def test_an_interrupt_before_the_first_result_leaves_nothing_to_tell():
-    """There is no result then; the exit code is that of Ctrl-C."""
-    ours, theirs = os.openpty()
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "deployd_core",
-        "strategies",
-        "simulate",
-        "concurrency",
-        "--hosts",
-        "5000",
-        "--seeds",
-        "3",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, start_new_session=True) as process:
-        os.close(theirs)
-        said = b""
-        while b"0 of 3 seeds" not in said:
-            said += os.read(ours, 1000)
-        os.killpg(process.pid, signal.SIGINT)
-        text, _ = process.communicate(timeout=30)
-    while chunk := _rest(ours):
-        said += chunk
-    os.close(ours)
-
-    assert (130, "") == (process.returncode, text)
-    assert b"Traceback" not in said
-
-
-def test_the_number_of_processes_changes_nothing(tmp_path, capsys):
-    """A strategy in a single file, some faults, one process or three: the same output, byte for byte."""
-    (tmp_path / "own.py").write_text(OWN)
-    own = ["strategies", "simulate", "own", "--plugins-dir", str(tmp_path), "--hosts", "6", "--faults", "crash:2,reboot:1"]
-    told = []
-    for jobs in ("1", "3"):
-        for flags in ([], ["--json"]):
-            code = run([*own, "--seeds", "5", "--jobs", jobs, *flags])
-            told.append((code, capsys.readouterr().out))
-
-    assert told[:2] == told[2:]
-    assert "limit: never more hosts" in told[0][1]
-
-
-def test_what_is_wrong_in_a_process_is_wrong_here(tmp_path, capsys):
-    """A strategy that raises in another process ends in the same message as in ours."""
-    (tmp_path / "own.py").write_text(OWN.replace("priority=1", "priority=1 / 0"))
-    own = ["strategies", "simulate", "own", "--plugins-dir", str(tmp_path), "--hosts", "2", "--seeds", "2"]
-    told = [(run([*own, "--jobs", jobs]), capsys.readouterr()) for jobs in ("1", "2")]
-
-    assert told[0] == told[1]
-
-
-def _rest(descriptor):
-    """What a terminal still holds; nothing when its other end is gone."""
-    try:
-        return os.read(descriptor, 10_000)
-    except OSError:
-        return b""
 
 
 def test_a_large_fleet_shares_lines():
