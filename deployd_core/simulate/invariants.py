@@ -15,6 +15,7 @@ from deployd_core.units import Share
 
 if TYPE_CHECKING:
     from deployd_core.simulate.host import VirtualHost
+    from deployd_core.simulate.instance import VirtualInstance
     from deployd_core.simulate.world import World
 
 RULES = {
@@ -78,7 +79,9 @@ class Judge:
         current = host.disk.current  # the wanted build, or the one it goes back to
         if isinstance(act, Restart) and instance.serves == current and instance.healthy(world.clock.now):
             self._break("needless", host, f"{act.key}, which serves {current} and is healthy")
-        left = len(host.instances) - host.disturbed - (not instance.disturbed)
+        if not instance.can_serve(world.clock.now):
+            return  # nobody loses it
+        left = sum(self._serves(host, other) for other in host.instances if other is not instance)
         floor = self._floor(host, decision)
         if left < floor:
             self._break("floor", host, f"{act.key} leaves {left} of {len(host.instances)} instances, and {floor} must stay")
@@ -116,6 +119,15 @@ class Judge:
     def _break(self, rule: str, host: VirtualHost, what: str) -> None:
         self.broken.append(Broken(rule=rule, at=self._world.clock.elapsed, host=host.name, what=what))
         self._world.say(host, f"BREAKS {rule}: {what}")
+
+    def _serves(self, host: VirtualHost, instance: VirtualInstance) -> bool:
+        """Whether an instance is open and healthy, as far as an agent can know: a look at it takes a while."""
+        return instance.closed is None and self._answered(host, instance)
+
+    def _answered(self, host: VirtualHost, instance: VirtualInstance) -> bool:
+        """Whether an instance answers its probe, or did when the last look at it was begun."""
+        now = self._world.clock.now
+        return instance.healthy(now) or instance.healthy(now - self._world.look_seconds(host))
 
     def _limit(self, host: VirtualHost, planned: FleetLimit) -> FleetLimit:
         """The limit that people wrote down; that of the plan for a strategy which has no such options."""
