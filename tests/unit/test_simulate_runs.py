@@ -92,7 +92,8 @@ def test_no_fault_alone_breaks_a_rule(strategy, kind):
 @pytest.mark.parametrize("before", [True, False])
 def test_an_agent_may_die_of_any_act(strategy, before):
     """Killed just before or just after each of its acts in turn, the agent goes on where it was, and no rule is broken."""
-    count = len(acts(run(strategy, hosts=3, zones=1)[1], "host-1"))
+    begun = acts(run(strategy, hosts=3, zones=1)[1], "host-1")
+    count = len([act for act, last in zip(begun, ["", *begun], strict=False) if act != last])  # one that is tried again counts once
     for act in range(1, count + 1):
         world = World(scenario(strategy, hosts=3, zones=1), PLUGINS, 1, full=True)
         world.hosts[0].dies_at = (act, before)
