@@ -36,17 +36,8 @@ if TYPE_CHECKING:
 _RETRY = 1.0
 _READ = ("rollout_id", "spec", "enabled", "permit", "hosts", "permits", "membership")
 _GIVING_BACK = ("takepermit", "settle", "recordfailure")
-_WOKEN = (
-    Denial.SLOTS_FULL,
-    Denial.CAPACITY,
-    Denial.ZONE_FULL,
-    Denial.QUEUED,
-    Denial.PAUSED,
-    Denial.HALTED,
-    Denial.FAILED,
-    Denial.PROMOTION,
-)
-"""Denials that only a change in coordination ends, so that there is no use in asking again before one."""
+_ENDING = (Denial.FROZEN, Denial.WINDOW, Denial.STAGGER, Denial.DUPLICATE, Denial.CHANGED)
+"""Denials that time alone may end; all others end only by a change in coordination, so that there is no use in asking before."""
 
 
 class VirtualHost:
@@ -337,8 +328,9 @@ class VirtualHost:
         if isinstance(answer, Permit):
             self.asked_again = False
         elif not changed:
-            self.asleep = answer.code in _WOKEN
-            self.full_at = len(answer.blockers) if answer.code is Denial.SLOTS_FULL else None
+            self.asleep = answer.code not in _ENDING or self.world.waits_for_window(self, answer)
+            full = answer.code is Denial.SLOTS_FULL and not self.setup.spec.rollout.ramp  # on a ramp room comes without a permit
+            self.full_at = len(answer.blockers) if full else None
             self.reason = answer.reason
             if self.asleep:
                 return  # a plan made of that says what the last one said

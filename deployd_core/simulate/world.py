@@ -6,8 +6,9 @@ import random
 from typing import Any
 
 from deployd_core.acts import Act, Advance, CloseGate, CloseIdle, RecordFailure, Settle, TakePermit
+from deployd_core.clock import until
 from deployd_core.config import ServiceSetup
-from deployd_core.coordination import Freeze, Permit, RolloutState
+from deployd_core.coordination import Denial, Denied, Freeze, Permit, RolloutState
 from deployd_core.model import Role
 from deployd_core.planner import HostStep
 from deployd_core.plugins import Plugins
@@ -33,6 +34,7 @@ _MOST_ROUNDS = 200
 """Rounds that a host may make, and as many for each of its instances, before it is taken to go round in circles."""
 _EXTRA = 4
 """Moments, while a host restarts, at which it is asked for a plan although it expects nothing new: acting too early shows then."""
+_WEEK = 7 * 86_400.0
 _PATIENCE = 3600.0
 """Seconds without progress after which nothing is expected any more; more when the spec itself lets things take longer."""
 
@@ -65,6 +67,10 @@ class World:
         self._setups = [self.setup]
         self._netted = False
         self._wanted: dict[Role, str] = {}
+        self._opens_at = 0.0
+        """When a window opens that hosts wait for."""
+        self._opened_at = 0.0
+        """When one has, after the beginning."""
         self._draw = scenario.behaviour.draw
         self.spec = scenario.spec
         """As it was last written."""
@@ -95,10 +101,10 @@ class World:
         patience = max(_PATIENCE, 3 * (table.healthy_timeout + table.restart_timeout))
         most = len(self.hosts) * (_MOST_ROUNDS + _MOST_ROUNDS * len(self.setup.instances))
         while len(self.done) < len(self.hosts) or any(host.busy for host in self.hosts):
-            quiet = self.agenda.next_at() - self.clock.began - self.ended_at
+            quiet = self.agenda.next_at() - self.clock.began - max(self.ended_at, self._opened_at)
             if quiet > _NET and not self._netted:
                 self._cast_net()
-            elif quiet > patience or self.rounds > most:
+            elif (quiet > patience and not self._opens_soon()) or self.rounds > most:
                 break
             else:
                 self.agenda.step()
@@ -159,6 +165,15 @@ class World:
         self.record.state(self.clock.elapsed, host.name, "down")
         if not for_good:
             self.agenda.after(self.draw(self.scenario.behaviour.reboot), self._come_up, host)
+
+    def waits_for_window(self, host: VirtualHost, answer: Denied) -> bool:
+        """Whether a host waits for a window of which it is known when it opens: it asks then, and not every minute before."""
+        if answer.code is not Denial.WINDOW or answer.until is None:
+            return False
+        seconds = until(answer.until, self.clock.time())
+        self._opens_at = self.clock.now + seconds
+        self.agenda.after(seconds, self._window_opens, host, host.life)
+        return True
 
     def leave(self, host: VirtualHost) -> None:
         """A host goes down for good, and nobody waits for it any more."""
@@ -327,6 +342,15 @@ class World:
             self.granted += 1
             self.record.order.append(host.name)
             self.injector.reached(self.granted / len(self.hosts))
+
+    def _window_opens(self, host: VirtualHost, life: int) -> None:
+        self._opened_at = self.clock.elapsed
+        if host.asleep:
+            host.woken(life)
+
+    def _opens_soon(self) -> bool:
+        """Whether a window is still to open within a week of the last thing that happened."""
+        return self.clock.now < self._opens_at <= self.clock.began + self.ended_at + _WEEK
 
     def _cast_net(self) -> None:
         """Whoever waits to be woken asks again by itself."""
