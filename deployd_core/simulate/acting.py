@@ -5,7 +5,6 @@ An act has its effect at its end; an agent that dies before has it left undone, 
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -22,7 +21,6 @@ from deployd_core.acts import (
     LeaveQueue,
     OpenGate,
     RecordFailure,
-    Resolve,
     Restart,
     RunStep,
     Settle,
@@ -32,13 +30,12 @@ from deployd_core.acts import (
     WarmUp,
 )
 from deployd_core.api import ClosedGate
-from deployd_core.coordination import HostStatus, Snapshot
+from deployd_core.coordination import Denied, HostStatus, Permit, Snapshot
 from deployd_core.errors import DeploydError, RestartFailed, Unavailable
-from deployd_core.model import Build, State
-from deployd_core.model import Flip as FlipRecord
+from deployd_core.model import State
 from deployd_core.observation import Drain
 from deployd_core.planner import Decision
-from deployd_core.retention import Disk, ReleaseInfo
+from deployd_core.simulate.disks import change_disk
 from deployd_core.simulate.faults import FaultKind
 from deployd_core.simulate.instance import NEVER, VirtualInstance
 from deployd_core.simulate.looks import catch_up, essence, look_again
@@ -46,13 +43,10 @@ from deployd_core.simulate.looks import catch_up, essence, look_again
 if TYPE_CHECKING:
     from deployd_core.simulate.host import VirtualHost
 
-_DISK_FULL_FOR = 300.0
-_SLOW = 10.0
+_SLOW, _TOO_LONG = 10.0, 2.0
 _FLAP = (0.5, 3.5)
 """From when to when an instance that flaps is unhealthy again, in seconds after it got healthy."""
 _GATE = 0.02
-_FLIPS = 20
-"""Flips that a disk remembers."""
 _STIR_LATER = (InstanceAct, TakePermit, Advance)
 """Of an instance the look that follows says more; the others stir a host when there is something to do."""
 _WRITES = (TakePermit, Settle, RecordFailure, LeaveQueue, Advance)
@@ -77,8 +71,9 @@ def begin(host: VirtualHost, act: Act, decision: Decision) -> None:
     world, now, snapshot = host.world, host.world.clock.now, host.snapshot
     if snapshot is None:
         return
-    host.acts += 1
-    if host.dies_at == (host.acts, True):
+    host.acts += act.key != host.last_begun  # a question that is asked again is the same act
+    host.last_begun = act.key
+    if _dies(host, host.acts, before=True):
         world.kill_agent(host, f"before {act.key}")
         return
     world.say(host, f"begins {act.key}")
@@ -88,6 +83,14 @@ def begin(host: VirtualHost, act: Act, decision: Decision) -> None:
     status = host.status(decision.settled, snapshot) if isinstance(act, Settle) else None
     task = Task(act=act, life=host.life, epoch=host.epoch, snapshot=snapshot, started=now, plans=host.plans, status=status)
     world.agenda.after(seconds, _end, host, task, host.acts)
+
+
+def _dies(host: VirtualHost, number: int, *, before: bool) -> bool:
+    """Whether this is the act of which the agent of a host is to die, which happens once."""
+    if host.dies_at != (number, before):
+        return False
+    host.dies_at = None
+    return True
 
 
 def write_report(host: VirtualHost, status: HostStatus) -> None:
@@ -116,28 +119,6 @@ def start_instance(host: VirtualHost, instance: VirtualInstance) -> None:
             world.agenda.at(moment, world.recount, host, instance)
 
 
-def disk_with(build: str | None) -> Disk:
-    """A disk that serves a build; None: an empty one."""
-    known = (build,) if build else ()
-    flips = tuple(map(_flip, known))
-    disk = Disk(releases={}, current=build, fetched=frozenset(), good=known, flips=flips, problem="")
-    return _with_release(disk, Build(build, digest_of(build))) if build else disk
-
-
-def digest_of(build: str) -> str:
-    """The digest of an imagined build."""
-    return f"sha256:{hashlib.sha256(build.encode()).hexdigest()}"
-
-
-def _flip(build: str, rollout: str = "") -> FlipRecord:
-    return FlipRecord(build=build, boot="", boot_time=0.0, at="", rollout=rollout)
-
-
-def _with_release(disk: Disk, build: Build) -> Disk:
-    info = ReleaseInfo(build=build, steps=frozenset(), size=0, published_at="")
-    return replace(disk, releases={**disk.releases, build.id: info}, fetched=disk.fetched | {build.digest})
-
-
 # How an act begins.
 
 
@@ -146,8 +127,9 @@ def _begin(host: VirtualHost, act: Act) -> float:
     times = host.world.scenario.behaviour
     if isinstance(act, Restart):
         return _begin_restart(host, host.by_name[act.instance])
-    if isinstance(act, CloseGate) and host.by_name[act.instance].closed is None:
-        host.world.disturb(host, host.by_name[act.instance])
+    if isinstance(act, CloseGate) and (instance := host.by_name[act.instance]).closed is None:
+        host.world.disturb(host, instance)
+        instance.draining_since = instance.draining_since or host.world.clock.now
     if isinstance(act, (CloseGate, OpenGate, CloseIdle)):
         return _GATE
     typical = {WarmUp: times.warmup, Fetch: times.fetch, Unpack: times.unpack, RunStep: times.step}
@@ -160,6 +142,7 @@ def _begin_restart(host: VirtualHost, instance: VirtualInstance) -> float:
     host.watches[number].restarting(world.clock.now)
     host.dirty(number)
     world.disturb(host, instance)
+    world.record.cut += instance.in_flight(world.clock.now)
     instance.stop()
     instance.starts += 1
     world.recount(host, instance)
@@ -196,7 +179,7 @@ def _end(host: VirtualHost, task: Task, number: int) -> None:
         error = raised
     outcome = f"fails: {error}" if error else value.code.value if hasattr(value, "code") else "done"
     world.say(host, f"{act.key} {outcome}")
-    if host.dies_at == (number, False):
+    if _dies(host, number, before=False):
         world.kill_agent(host, f"after {act.key}")
         return
     if error is None:
@@ -210,14 +193,14 @@ def _perform(host: VirtualHost, task: Task) -> Any:
         return _write(host, task)
     if isinstance(task.act, InstanceAct):
         return _touch(host, task.act)
-    return _change_disk(host, task)
+    return change_disk(host, task.act, task.snapshot)
 
 
 def _write(host: VirtualHost, task: Task) -> Any:
     coordination, snapshot = host.coordination, task.snapshot
     match task.act:
-        case TakePermit(limit=limit, priority=priority):
-            return coordination.take_permit(snapshot, limit, priority=priority)
+        case TakePermit() as act:
+            return _take_permit(host, task, act)
         case RecordFailure(reason=reason):
             return coordination.record_failure(snapshot, reason)
         case LeaveQueue():
@@ -226,6 +209,17 @@ def _write(host: VirtualHost, task: Task) -> Any:
             return coordination.advance(snapshot, lambda _: "")
         case _:
             return _settle(host, task)
+
+
+def _take_permit(host: VirtualHost, task: Task, act: TakePermit) -> Permit | Denied:
+    """Ask for a permit; it is given whether the host hears of it or not."""
+    holders = host.world.nodes.holders
+    held = host.name in holders
+    try:
+        return host.coordination.take_permit(task.snapshot, act.limit, priority=act.priority)
+    finally:
+        if not held and host.name in holders:
+            host.world.judge.granted(host, task.snapshot, act)
 
 
 def _lose(host: VirtualHost) -> None:
@@ -245,34 +239,8 @@ def _settle(host: VirtualHost, task: Task) -> None:
     if task.epoch != host.epoch:
         raise Unavailable("another build is wanted: the permit is kept for it")
     if task.status is not None:
-        host.world.judge.settles(host)
+        host.world.judge.settles(host, act)
         host.coordination.release_permit(task.snapshot, task.status, keep_failure=bool(act.failed))
-
-
-def _change_disk(host: VirtualHost, task: Task) -> str | None:
-    disk, enabled = host.disk, task.snapshot.enabled
-    if enabled is None:
-        return None
-    build = Build(enabled.build, enabled.digest or digest_of(enabled.build))
-    full = FaultKind.DISK_FULL in host.plagues and host.world.clock.elapsed < _DISK_FULL_FOR
-    if full and isinstance(task.act, Fetch | Unpack | RunStep):
-        raise Unavailable(f"{host.name}: no space left on the disk")
-    match task.act:
-        case Resolve():
-            return build.digest
-        case Fetch():
-            host.disk = replace(disk, fetched=disk.fetched | {build.digest})
-        case Unpack():
-            host.disk = _with_release(disk, build)
-        case RunStep(marker=marker):
-            info = disk.releases[build.id]
-            host.disk = replace(disk, releases={**disk.releases, build.id: replace(info, steps=info.steps | {marker})})
-        case Flip(build=there, rollout=rollout):
-            host.disk = replace(disk, current=there, flips=(*disk.flips, _flip(there, rollout))[-_FLIPS:])
-        case Tidy():
-            kept = {build.id, disk.current, *disk.good[:2]}
-            host.disk = replace(disk, releases={name: info for name, info in disk.releases.items() if name in kept})
-    return None
 
 
 def _touch(host: VirtualHost, act: InstanceAct) -> ClosedGate | None:
@@ -286,19 +254,22 @@ def _touch(host: VirtualHost, act: InstanceAct) -> ClosedGate | None:
         case CloseGate():
             return _close(host, instance)
         case OpenGate():
+            instance.draining_since = None
             open_gate(host, instance)
     return None
 
 
 def _close(host: VirtualHost, instance: VirtualInstance) -> ClosedGate:
     world = host.world
-    lease = (host.setup.rules.drain or Drain()).lease
+    drain = host.setup.rules.drain or Drain()
     if instance.closed is None:
-        instance.drained_at = world.clock.now + world.draw(world.scenario.behaviour.drain)
-    until = world.clock.time() + lease
+        slow = FaultKind.SLOW_DRAIN in host.plagues
+        typical = _TOO_LONG * drain.timeout if slow else world.scenario.behaviour.drain
+        instance.drained_at = world.clock.now + world.draw(typical)
+    until = world.clock.time() + drain.lease
     instance.closed = ClosedGate(service=world.service, instance=instance.name, owner=host.owner, until=until)
     world.recount(host, instance)
-    world.agenda.after(lease, _lease_ends, host, instance, until)
+    world.agenda.after(drain.lease, _lease_ends, host, instance, until)
     return instance.closed
 
 
@@ -315,6 +286,7 @@ def _lease_ends(host: VirtualHost, instance: VirtualInstance, until: float) -> N
     """A gate that nobody has closed again opens by itself."""
     if instance.closed is not None and instance.closed.until == until:
         host.world.say(host, f"lease of {instance.name} runs out")
+        host.world.judge.lease_runs_out(host, instance)
         catch_up(host, host.instances.index(instance))
         open_gate(host, instance)
         if host.alive:
@@ -357,8 +329,8 @@ def _learn_success(host: VirtualHost, task: Task, value: Any) -> None:
             host.turn.looked(value, host.world.clock.now)
             if not host.idle("advance"):
                 host.stir()
-        case TakePermit() as act:
-            host.answered(value, task.started, act)
+        case TakePermit():
+            host.answered(value, task.started)
         case RecordFailure() | LeaveQueue():
             host.changed = True
 

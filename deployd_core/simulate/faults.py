@@ -32,11 +32,14 @@ class FaultKind(Enum):
     BAD_BUILD = "bad-build"
     SLOW_START = "slow-start"
     SLOW_PROBE = "slow-probe"
+    SLOW_DRAIN = "slow-drain"
     FLAP = "flap"
     DISK_FULL = "disk-full"
     NEWER_BUILD = "newer-build"
     NEW_SPEC = "new-spec"
     PAUSE = "pause"
+    FREEZE = "freeze"
+    PROMOTE = "promote"
     JOIN = "join"
     LEAVE = "leave"
 
@@ -48,7 +51,7 @@ class FaultKind(Enum):
     @property
     def of_hosts(self) -> bool:
         """Whether it happens to hosts, so that it takes a number of them."""
-        return self not in (FaultKind.NEWER_BUILD, FaultKind.NEW_SPEC, FaultKind.PAUSE)
+        return self not in _OF_THE_SERVICE
 
     @property
     def lasting(self) -> bool:
@@ -57,10 +60,10 @@ class FaultKind(Enum):
 
 
 _MEANINGS = {
-    FaultKind.CRASH: "the agent dies just before or just after one of its acts, and a new one starts",
+    FaultKind.CRASH: "the agent dies just before or just after one of its acts, any with equal odds, and a new one starts",
     FaultKind.REBOOT: "the host goes down with everything on it, and comes back; one that is restarting, if there is one",
     FaultKind.DEAD: "the host goes down for good; one that is restarting, if there is one",
-    FaultKind.SESSION: "the session of the agent expires, and it gets a new one",
+    FaultKind.SESSION: "the session of the agent expires, and it gets a new one; half of them are of hosts that wait",
     FaultKind.LOST_ANSWER: "the answer to a write is lost: half of these writes were carried out, half were not",
     FaultKind.LATE_WATCH: "what the agent should hear of changes comes half a minute late",
     FaultKind.DOUBLE_WATCH: "what the agent hears of changes comes twice",
@@ -68,14 +71,18 @@ _MEANINGS = {
     FaultKind.BAD_BUILD: "instances on the new build never get healthy",
     FaultKind.SLOW_START: "instances take ten times as long to start",
     FaultKind.SLOW_PROBE: "every look at an instance takes two seconds",
+    FaultKind.SLOW_DRAIN: "requests outlast the time that a drain may take",
     FaultKind.FLAP: "instances get healthy, unhealthy again, and healthy for good",
     FaultKind.DISK_FULL: "the disk is full for five minutes from the beginning",
     FaultKind.NEWER_BUILD: "another build is enabled while this one is on its way",
     FaultKind.NEW_SPEC: "the spec is written anew with another timeout",
     FaultKind.PAUSE: "somebody pauses the rollout, and goes on ten minutes later",
+    FaultKind.FREEZE: "somebody freezes everything, and ends that ten minutes later",
+    FaultKind.PROMOTE: "somebody promotes the build of the canary hosts; by default within ten minutes of their serving it",
     FaultKind.JOIN: "a host joins the service, still with the old build",
     FaultKind.LEAVE: "a host goes down for good, and somebody takes its permit away and excuses it",
 }
+_OF_THE_SERVICE = frozenset({FaultKind.NEWER_BUILD, FaultKind.NEW_SPEC, FaultKind.PAUSE, FaultKind.FREEZE, FaultKind.PROMOTE})
 _LASTING = frozenset(
     {
         FaultKind.CRASH,  # its moment is an act
@@ -86,6 +93,7 @@ _LASTING = frozenset(
         FaultKind.BAD_BUILD,
         FaultKind.SLOW_START,
         FaultKind.SLOW_PROBE,
+        FaultKind.SLOW_DRAIN,
         FaultKind.FLAP,
         FaultKind.DISK_FULL,
     }

@@ -65,6 +65,11 @@ class VirtualEnsemble(MemoryEnsemble):
         with self.lock:
             return self._existing(service).rollout_id(role).rpartition("-")[0]
 
+    @property
+    def frozen(self) -> bool:
+        """Whether somebody has stopped everything."""
+        return self._freeze is not None and self._freeze.active(self._clock())
+
     def restore(self, service: str, found: Found, digest_of: Callable[[str], str]) -> None:
         """Have what was enabled, stopped and permitted be so here.
 

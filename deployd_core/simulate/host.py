@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from deployd_core.acts import TakePermit
 from deployd_core.asking import ask_strategy
 from deployd_core.clock import rfc3339
 from deployd_core.config import ServiceSetup
@@ -24,6 +23,7 @@ from deployd_core.setbacks import Setbacks
 from deployd_core.sightings import Watch
 from deployd_core.simulate import acting, looks
 from deployd_core.simulate.agenda import Alarm
+from deployd_core.simulate.disks import disk_with
 from deployd_core.simulate.faults import FaultKind
 from deployd_core.simulate.instance import NEVER, VirtualInstance
 from deployd_core.simulate.scenario import HostSetup
@@ -36,17 +36,8 @@ if TYPE_CHECKING:
 _RETRY = 1.0
 _READ = ("rollout_id", "spec", "enabled", "permit", "hosts", "permits", "membership")
 _GIVING_BACK = ("takepermit", "settle", "recordfailure")
-_WOKEN = (
-    Denial.SLOTS_FULL,
-    Denial.CAPACITY,
-    Denial.ZONE_FULL,
-    Denial.QUEUED,
-    Denial.PAUSED,
-    Denial.HALTED,
-    Denial.FAILED,
-    Denial.PROMOTION,
-)
-"""Denials that only a change in coordination ends, so that there is no use in asking again before one."""
+_ENDING = (Denial.FROZEN, Denial.WINDOW, Denial.STAGGER, Denial.DUPLICATE, Denial.CHANGED)
+"""Denials that time alone may end; all others end only by a change in coordination, so that there is no use in asking before."""
 
 
 class VirtualHost:
@@ -62,9 +53,11 @@ class VirtualHost:
         """The machine runs."""
         self.alive = False
         """The agent runs."""
+        self.started_at = 0.0
+        """When the last one was started."""
         self.life = 0
         """Counts agents: what an earlier one began says nothing to this one."""
-        self.disk = acting.disk_with(served)
+        self.disk = disk_with(served)
         self.instances = [VirtualInstance(instance, served) for instance in world.setup.instances]
         self.by_name = {instance.name: instance for instance in self.instances}
         self.coordination = world.ensemble.coordination(self.name, self._written)
@@ -75,14 +68,13 @@ class VirtualHost:
         self.reason = ""
         self.asleep = False
         """It was denied a permit, and waits to be woken."""
-        self.asked_again = False
-        """It has asked again without having been woken."""
+        self.asked_again = False  # without having been woken
         self.denial: Denial | None = None
         """Why it has no permit."""
-        self.permitted = False
-        """It has had a permit."""
+        self.permitted = False  # ever
         self.acts = 0
-        """Begun, by all of its agents."""
+        """Begun, by all of its agents; one that is tried again is counted once."""
+        self.last_begun = ""
         self.plans = 0
         """Made, by all of its agents."""
         self.disturbed = 0
@@ -103,7 +95,7 @@ class VirtualHost:
 
     def start(self, *, known_for: float = 0.0) -> None:
         """An agent starts. With `known_for` it has looked at its instances for so many seconds already."""
-        self.alive = True
+        self.alive, self.started_at = True, self.world.clock.now
         self._forget(tidy=known_for > 0)
         self.coordination.join(self.world.service, self.zone)
         if self.coordination.link is not Link.CONNECTED:
@@ -180,7 +172,8 @@ class VirtualHost:
         )
 
     def expire(self) -> None:
-        """Its session is lost."""
+        """Its session is lost, and with it its place in the queue: it has to ask again."""
+        self.full_at = None
         self.coordination.link = Link.LOST
 
     def reconnect(self, life: int) -> None:
@@ -327,17 +320,17 @@ class VirtualHost:
             watch.forget_orders()
             self.dirty(number)
 
-    def answered(self, answer: Permit | Denied, started: float, act: TakePermit) -> None:
+    def answered(self, answer: Permit | Denied, started: float) -> None:
         """Coordination has answered the question for a permit."""
         # One that asks at the very moment at which it is woken has looked before it asked.
         changed = self.turn.answered(answer, self.world.clock.now) or self.woken_at > started
         self.denial = answer.code if isinstance(answer, Denied) else None
         if isinstance(answer, Permit):
-            self.world.judge.granted(self, answer, act)
             self.asked_again = False
         elif not changed:
-            self.asleep = answer.code in _WOKEN
-            self.full_at = len(answer.blockers) if answer.code is Denial.SLOTS_FULL else None
+            self.asleep = answer.code not in _ENDING or self.world.waits_for_window(self, answer)
+            full = answer.code is Denial.SLOTS_FULL and not self.setup.spec.rollout.ramp  # on a ramp room comes without a permit
+            self.full_at = len(answer.blockers) if full else None
             self.reason = answer.reason
             if self.asleep:
                 return  # a plan made of that says what the last one said

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from deployd_core.coordination import RolloutState
+from deployd_core.model import Role
+from deployd_core.planner import HostStep
 from deployd_core.simulate.faults import Fault, FaultKind, moments
 from deployd_core.simulate.scenario import HostSetup
 from deployd_core.units import Duration
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from deployd_core.simulate.world import World
 
 _PAUSED_FOR = 600.0
+_PROMOTED_WITHIN = 600.0
+_ONCE = 7
+"""Acts of a host that are no steps of its build and touch no instance: fetch, unpack, permit, flip, settle, tidy, advance."""
 _WRITES = 8
 """One of so many first writes of a host has its answer lost."""
 
@@ -32,11 +37,14 @@ class Injector:
         self._rng = world.rng
         self._builds = 0
         self._joined = 0
-        self._coming: list[tuple[float, int, Fault, Fault]] = []
-        """Those that wait for a part of the hosts to have got a permit, the last one first; each with what was asked for."""
+        self._coming: list[tuple[float, int, float, Fault, Fault]] = []
+        """Those that wait for a part of the hosts to have got a permit, the last one first; each with how long after that, and with
+        what was asked for."""
         self._asked: Counter[Fault] = Counter()
         """How often what has a moment is to happen."""
         self._happened: Counter[Fault] = Counter()
+        self._promotion: Fault | None = None
+        """Somebody promotes the build as soon as all canary hosts serve it, or a while later."""
         for fault in world.scenario.faults:
             self._prepare(fault)
         self._coming.sort(reverse=True, key=lambda entry: entry[:2])
@@ -44,8 +52,8 @@ class Injector:
     def reached(self, part: float) -> None:
         """So large a part of the hosts has got a permit."""
         while self._coming and self._coming[-1][0] <= part:
-            _, _, fault, asked = self._coming.pop()
-            self._world.agenda.after(0.0, self._happen, fault, asked)
+            _, _, later, fault, asked = self._coming.pop()
+            self._world.agenda.after(later, self._happen, fault, asked)
 
     def missed(self) -> tuple[str, ...]:
         """What has not happened until now, as it was asked for; of a number of hosts how many are left."""
@@ -57,6 +65,15 @@ class Injector:
             f"{number} of {fault}" if number < self._asked[fault] else str(fault) for fault, number in left.items() if number
         )
 
+    def converged(self, host: VirtualHost) -> None:
+        """A host serves what is wanted."""
+        promotion = self._promotion
+        if promotion is None or host.role is not Role.CANARY:
+            return
+        if all(other.name in self._world.done for other in self._world.hosts if other.role is Role.CANARY):
+            self._promotion = None
+            self._world.agenda.after(self._rng.uniform(0.0, _PROMOTED_WITHIN), self._happen, promotion, promotion)
+
     def _prepare(self, fault: Fault) -> None:
         world = self._world
         if fault.kind.lasting:
@@ -64,23 +81,34 @@ class Injector:
             for host in self._rng.sample(world.hosts, fault.count(len(world.hosts))):
                 self._afflict(host, fault.kind)
             return
+        if fault.kind is FaultKind.PROMOTE and fault.at is None and fault.progress is None:
+            self._promotion = fault
+            self._asked[fault] += 1
+            return
         for one in moments(fault, len(world.hosts), self._rng):
             self._asked[fault] += 1
             if one.at is not None:
                 world.agenda.after(one.at, self._happen, one, fault)
             else:
-                self._coming.append((one.progress or 0.0, -len(self._coming), one, fault))
+                # Left to the seed it happens while instances restart, and not always at the moment of a permit.
+                later = self._rng.uniform(0.0, world.scenario.behaviour.start) if fault.progress is None else 0.0
+                self._coming.append((one.progress or 0.0, -len(self._coming), later, one, fault))
 
     def _afflict(self, host: VirtualHost, kind: FaultKind) -> None:
         """What is so for a host from the beginning."""
         rng, instances = self._rng, len(host.instances)
         if kind is FaultKind.CRASH:
-            acts = 6 + instances * (4 if self._world.setup.drain is not None else 1)
+            acts = _ONCE + len(self._world.setup.steps) + instances * self._acts_of_an_instance()
             host.dies_at = (rng.randint(1, acts), rng.random() < 0.5)
         elif kind is FaultKind.LOST_ANSWER:
             host.loses = (rng.randrange(_WRITES), rng.random() < 0.5)
         else:
             host.plagues.add(kind)
+
+    def _acts_of_an_instance(self) -> int:
+        """How many acts restart one: with a gate it is closed and opened, too."""
+        rules = self._world.setup.rules
+        return 1 + (2 if rules.drain is not None else 0) + rules.warmup
 
     def _happen(self, fault: Fault, asked: Fault) -> None:
         """Its moment has come."""
@@ -96,6 +124,10 @@ class Injector:
                 world.apply(replace(spec, instances=replace(spec.instances, healthy_timeout=later)))
             case FaultKind.PAUSE:
                 self._pause()
+            case FaultKind.FREEZE:
+                self._freeze()
+            case FaultKind.PROMOTE:
+                world.promote()
             case FaultKind.JOIN:
                 self._joined += 1
                 zone = self._rng.choice(sorted(world.zones))
@@ -105,13 +137,16 @@ class Injector:
         world.advanced()
 
     def _strike(self, kind: FaultKind) -> None:
-        """It happens to one host: one that is restarting, if there is one."""
+        """It happens to one host: one that is restarting, if there is one. Half of the sessions are of one that waits."""
         world = self._world
         up = [host for host in world.hosts if host.alive]
-        restarting = [host for host in up if host.disturbed]
         if not up:
             return
-        host = self._rng.choice(restarting or up)
+        if kind is FaultKind.SESSION and self._rng.random() < 0.5:
+            likely = [host for host in up if host.step is HostStep.WAITING and not host.holds]
+        else:
+            likely = [host for host in up if host.name in world.nodes.holders]
+        host = self._rng.choice(likely or up)
         match kind:
             case FaultKind.SESSION:
                 world.expire(host)
@@ -127,6 +162,15 @@ class Injector:
         if world.ensemble.rollout(world.service).state is RolloutState.OPEN:
             world.set_rollout(RolloutState.PAUSED)
             world.agenda.after(_PAUSED_FOR, self._go_on)
+
+    def _freeze(self) -> None:
+        if not self._world.ensemble.frozen:
+            self._world.freeze(on=True)
+            self._world.agenda.after(_PAUSED_FOR, self._thaw)
+
+    def _thaw(self) -> None:
+        self._world.freeze(on=False)
+        self._world.advanced()
 
     def _go_on(self) -> None:
         world = self._world

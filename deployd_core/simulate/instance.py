@@ -27,6 +27,7 @@ class VirtualInstance:
         "closed",
         "disturbed",
         "drained_at",
+        "draining_since",
         "model",
         "name",
         "outage",
@@ -53,6 +54,8 @@ class VirtualInstance:
         """Its gate, while that is closed."""
         self.drained_at = 0.0
         """When its last request ends, once its gate is closed."""
+        self.draining_since: float | None = None
+        """When its traffic began to be turned off; None when it is not, or when it was restarted since."""
         self.back_at = 0.0
         """When clients use it again, once its gate is open."""
         self.available = serves is not None
@@ -69,13 +72,24 @@ class VirtualInstance:
         """Whether it answers its probe."""
         return self.serves is not None and self.answers_from <= now and not self.outage[0] <= now < self.outage[1]
 
+    def healthy_since(self, now: float) -> float:
+        """Since when it has answered its probe without a break, if it does."""
+        return self.outage[1] if self.outage[1] <= now else self.answers_from
+
+    def in_flight(self, now: float) -> int:
+        """Requests that clients are waiting for."""
+        if self.serves is None or now < self.answers_from:
+            return 0
+        busy = now < self.drained_at if self.closed is not None else now >= self.back_at
+        return _BUSY.busy if busy else 0
+
     def can_serve(self, now: float) -> bool:
         """Whether a client gets an answer: it is open and healthy."""
         return self.closed is None and self.healthy(now)
 
     def stop(self, state: State = State.STOPPED) -> None:
         """Its process ends."""
-        self.serves, self.state = None, state
+        self.serves, self.state, self.draining_since = None, state, None
         self.answers_from, self.outage = NEVER, (NEVER, NEVER)
 
     def start(self, build: str | None, answers_from: float, outage: tuple[float, float]) -> None:

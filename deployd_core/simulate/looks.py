@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deployd_core.acts import CloseGate, Restart
+from deployd_core.coordination import Link
 from deployd_core.model import InstanceView, Phase
 from deployd_core.observation import InstanceFacts
 from deployd_core.planner import Decision
@@ -43,6 +44,16 @@ def look_again(host: VirtualHost, number: int) -> None:
     """Something was done to an instance: look at it at once."""
     host.dirty(number)
     look_soon(host, number, host.world.look_seconds(host))
+
+
+def look_unasked(host: VirtualHost) -> None:
+    """Have a host look and plan although nothing new is expected, as the engine does ten times a second."""
+    if not host.alive or not (host.disturbed or host.coordination.link is not Link.CONNECTED):
+        return
+    for number, instance in enumerate(host.instances):
+        if instance.disturbed:
+            look_soon(host, number, 0.0)
+    host.world.agenda.after(0.0, host.stir)  # after these looks
 
 
 def catch_up(host: VirtualHost, number: int) -> None:

@@ -38,6 +38,8 @@ class Record:
         self.fleet = Count()
         self.zones: dict[str, Count] = {}
         self.most_permits = 0
+        self.cut = 0
+        """Requests that were in flight on instances as these were restarted."""
         self.permits: Curve = []
         self.capacity: Curve = []
         self.capacity_by_zone: dict[str, Curve] = {}

@@ -53,6 +53,8 @@ class Run(Struct, frozen=True, kw_only=True):
     most_out: int
     """Instances that could not serve, at the worst moment."""
     most_permits: int
+    cut: int
+    """Requests that were in flight on instances as these were restarted."""
     broken: tuple[Broken, ...]
     order: tuple[str, ...]
     """Hosts, as they got their first permits."""
@@ -148,6 +150,7 @@ def simulate(scenario: Scenario, plugins: Plugins, seed: int, *, full: bool = Fa
         lowest_by_zone={zone: count.lowest for zone, count in sorted(record.zones.items())},
         most_out=record.fleet.most_out,
         most_permits=record.most_permits,
+        cut=record.cut,
         broken=tuple(world.judge.broken),
         order=tuple(record.order),
         missed=world.injector.missed(),

@@ -6,29 +6,35 @@ import random
 from typing import Any
 
 from deployd_core.acts import Act, Advance, CloseGate, CloseIdle, RecordFailure, Settle, TakePermit
+from deployd_core.clock import until
 from deployd_core.config import ServiceSetup
-from deployd_core.coordination import Permit, RolloutState
+from deployd_core.coordination import Denial, Denied, Freeze, Permit, RolloutState
 from deployd_core.model import Role
 from deployd_core.planner import HostStep
 from deployd_core.plugins import Plugins
 from deployd_core.simulate import acting
 from deployd_core.simulate.agenda import Agenda, VirtualClock
+from deployd_core.simulate.disks import digest_of
 from deployd_core.simulate.faults import FaultKind
 from deployd_core.simulate.found import VirtualEnsemble, place
 from deployd_core.simulate.host import VirtualHost
 from deployd_core.simulate.injecting import Injector
 from deployd_core.simulate.instance import VirtualInstance
 from deployd_core.simulate.invariants import Judge
+from deployd_core.simulate.looks import look_unasked
 from deployd_core.simulate.record import Record
 from deployd_core.simulate.scenario import HostSetup, Scenario, set_up_virtual
 from deployd_core.spec import ServiceSpec
 
 _LOOK, _SLOW_LOOK, _LATE = 0.02, 2.0, 30.0
-_EXPIRED_FOR = 5.0
+_EXPIRED_FOR = 15.0
 _NET = 120.0
 """Seconds without progress after which whoever waits asks again: the engine does every minute, needed or not."""
 _MOST_ROUNDS = 200
 """Rounds that a host may make, and as many for each of its instances, before it is taken to go round in circles."""
+_EXTRA = 4
+"""Moments, while a host restarts, at which it is asked for a plan although it expects nothing new: acting too early shows then."""
+_WEEK = 7 * 86_400.0
 _PATIENCE = 3600.0
 """Seconds without progress after which nothing is expected any more; more when the spec itself lets things take longer."""
 
@@ -61,10 +67,18 @@ class World:
         self._setups = [self.setup]
         self._netted = False
         self._wanted: dict[Role, str] = {}
+        self._opens_at = 0.0
+        """When a window opens that hosts wait for."""
+        self._opened_at = 0.0
+        """When one has, after the beginning."""
         self._draw = scenario.behaviour.draw
         self.spec = scenario.spec
         """As it was last written."""
         self.ensemble.apply_spec(self.service, self.spec)
+        self.nodes = self.ensemble.nodes(self.service)
+        """Of the service, as they stand."""
+        self.restarting: dict[str, str] = {}
+        """Host → zone of every host on which deploying has taken an instance out."""
         entered = [(setup, self._add(setup, served=scenario.before)) for setup in scenario.hosts]
         self.hosts = [host for setup, host in entered if setup.found is None or not setup.found.given_up]
         """Those that are waited for."""
@@ -78,6 +92,7 @@ class World:
     def run(self) -> None:
         """From the moment at which the build is enabled until nothing happens any more."""
         self._begin()
+        self.judge.begin()
         self.enable(self.scenario.build)
         for host in self.hosts:
             if host.up:
@@ -86,10 +101,10 @@ class World:
         patience = max(_PATIENCE, 3 * (table.healthy_timeout + table.restart_timeout))
         most = len(self.hosts) * (_MOST_ROUNDS + _MOST_ROUNDS * len(self.setup.instances))
         while len(self.done) < len(self.hosts) or any(host.busy for host in self.hosts):
-            quiet = self.agenda.next_at() - self.clock.began - self.ended_at
+            quiet = self.agenda.next_at() - self.clock.began - max(self.ended_at, self._opened_at)
             if quiet > _NET and not self._netted:
                 self._cast_net()
-            elif quiet > patience or self.rounds > most:
+            elif (quiet > patience and not self._opens_soon()) or self.rounds > most:
                 break
             else:
                 self.agenda.step()
@@ -97,7 +112,7 @@ class World:
     def enable(self, build: str) -> None:
         """Have the fleet serve a build."""
         self.record.say(self.clock.elapsed, "-", f"enables {build}")
-        self.ensemble.enable(self.service, build, acting.digest_of(build), role=Role.FLEET, by="simulation")
+        self.ensemble.enable(self.service, build, digest_of(build), role=Role.FLEET, by="simulation")
         self.ordered = build
         self.done = set()
         self._wanted = self._now_wanted()
@@ -112,6 +127,17 @@ class World:
         """Pause the rollout, or go on."""
         self.record.say(self.clock.elapsed, "-", f"sets the rollout to {state.value}")
         self.ensemble.set_rollout(self.service, state, by="simulation", why="to see what happens")
+
+    def freeze(self, *, on: bool) -> None:
+        """Stop everything, or go on."""
+        self.record.say(self.clock.elapsed, "-", "freezes everything" if on else "ends the freeze")
+        self.ensemble.set_freeze(Freeze(by="simulation", why="to see what happens") if on else None)
+
+    def promote(self) -> None:
+        """Let the fleet have what the canary hosts have."""
+        self.record.say(self.clock.elapsed, "-", "promotes what the canary hosts have")
+        self.ensemble.promote(self.service, by="simulation")
+        self._reconsider()
 
     def join(self, setup: HostSetup) -> None:
         """A host joins, still with the old build."""
@@ -140,6 +166,15 @@ class World:
         if not for_good:
             self.agenda.after(self.draw(self.scenario.behaviour.reboot), self._come_up, host)
 
+    def waits_for_window(self, host: VirtualHost, answer: Denied) -> bool:
+        """Whether a host waits for a window of which it is known when it opens: it asks then, and not every minute before."""
+        if answer.code is not Denial.WINDOW or answer.until is None:
+            return False
+        seconds = until(answer.until, self.clock.time())
+        self._opens_at = self.clock.now + seconds
+        self.agenda.after(seconds, self._window_opens, host, host.life)
+        return True
+
     def leave(self, host: VirtualHost) -> None:
         """A host goes down for good, and nobody waits for it any more."""
         self.go_down(host, for_good=True)
@@ -148,13 +183,16 @@ class World:
         self.ensemble.excuse(self.service, host.name, by="simulation", why="to see what happens")
         self.hosts.remove(host)
         self.done.discard(host.name)
+        self.restarting.pop(host.name, None)
         self.record.enter(host.zone, -len(host.instances), 0)
 
     def expire(self, host: VirtualHost) -> None:
         """The session of an agent expires."""
         self.say(host, "its session expires")
         host.expire()
-        self.agenda.after(self.draw(_EXPIRED_FOR), host.reconnect, host.life)
+        seconds = self.draw(_EXPIRED_FOR)
+        self.agenda.after(seconds * self.rng.random(), look_unasked, host)
+        self.agenda.after(seconds, host.reconnect, host.life)
 
     # What hosts tell of.
 
@@ -196,12 +234,15 @@ class World:
         if can and instance.disturbed:
             instance.disturbed = False
             host.disturbed -= 1
+            if not host.disturbed:
+                del self.restarting[host.name]
 
     def disturb(self, host: VirtualHost, instance: VirtualInstance) -> None:
         """An instance is taken out for the deploy."""
         if not instance.disturbed:
             instance.disturbed = True
             host.disturbed += 1
+            self.restarting[host.name] = host.zone
 
     def stepped(self, host: VirtualHost) -> None:
         """A host is doing something else."""
@@ -211,6 +252,7 @@ class World:
         enabled = host.snapshot.enabled if host.snapshot else None
         if host.step is HostStep.CONVERGED and enabled is not None and enabled.build == self._wanted[host.role]:
             self.done.add(host.name)
+            self.injector.converged(host)
         else:
             self.done.discard(host.name)
 
@@ -223,7 +265,7 @@ class World:
                 return
             self._permitted(host)
         if isinstance(act, (Settle, TakePermit)):
-            self.record.hold(self.clock.elapsed, len(self.ensemble.holders(self.service)))
+            self.record.hold(self.clock.elapsed, len(self.nodes.holders))
         if isinstance(act, RecordFailure):
             self.judge.failed(host)
         if isinstance(act, RecordFailure | Advance):
@@ -244,7 +286,7 @@ class World:
         if found is None:
             self.enable(self.scenario.before)
             return
-        self.ensemble.restore(self.service, found, acting.digest_of)
+        self.ensemble.restore(self.service, found, digest_of)
         self.record.hold(0.0, len(found.permits))
 
     def _now_wanted(self) -> dict[Role, str]:
@@ -291,11 +333,24 @@ class World:
     def _permitted(self, host: VirtualHost) -> None:
         if host.asked_again and not any(FaultKind.LATE_WATCH in one.plagues for one in self.hosts):
             self.judge.missed(host)
+        moment = self.clock.now
+        for _ in range(_EXTRA):
+            moment += self.rng.expovariate(_EXTRA / (self.scenario.behaviour.start * len(host.instances)))
+            self.agenda.at(moment, look_unasked, host)
         if not host.permitted:
             host.permitted = True
             self.granted += 1
             self.record.order.append(host.name)
             self.injector.reached(self.granted / len(self.hosts))
+
+    def _window_opens(self, host: VirtualHost, life: int) -> None:
+        self._opened_at = self.clock.elapsed
+        if host.asleep:
+            host.woken(life)
+
+    def _opens_soon(self) -> bool:
+        """Whether a window is still to open within a week of the last thing that happened."""
+        return self.clock.now < self._opens_at <= self.clock.began + self.ended_at + _WEEK
 
     def _cast_net(self) -> None:
         """Whoever waits to be woken asks again by itself."""

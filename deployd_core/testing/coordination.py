@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from types import MappingProxyType
 
 from msgspec.structs import replace
 
@@ -174,10 +173,10 @@ class MemoryEnsemble:
         with self.lock:
             return tuple(permit for _, permit in sorted(self._services[service].permits.items()))
 
-    def holders(self, service: str) -> Mapping[str, str]:
-        """Host → zone of every permit held, as it stands and changes."""
+    def nodes(self, service: str) -> MemoryService:
+        """The nodes of a service, as they stand and change: to be read, and not written."""
         with self.lock:
-            return MappingProxyType(self._services[service].holders)
+            return self._services[service]
 
     def statuses(self, service: str) -> dict[str, HostStatus | None]:
         """The last report of every registered host."""

@@ -119,6 +119,13 @@ class MemoryService(Struct, kw_only=True):
         self.members[host] = replace(self.members[host], excused=excuse)
 
     @property
+    def out(self) -> dict[str, str]:
+        """Host → zone of every host that is down, or whose agent is gone, and that nobody has excused."""
+        if not self.away and not self.down:
+            return {}
+        return {host: self.members[host].zone for host in (self.away | self.down) if self.members[host].excused is None}
+
+    @property
     def watching(self) -> list[str]:
         """Hosts that a write of the rollout wakes: the heads, whoever has failed, waits for a promotion, or was denied unqueued."""
         unpromoted = [host for host in self.members if host not in self.waiters] if self.policy.canary_first else []
@@ -152,7 +159,7 @@ class MemoryService(Struct, kw_only=True):
 
     def request(self, snapshot: Snapshot, limit: FleetLimit, freeze: Freeze | None, now: datetime) -> Request:
         """Everything that decides whether a host may have a permit."""
-        zone, down = snapshot.membership.zone, {**self.away, **self.down} if self.away or self.down else {}
+        zone = snapshot.membership.zone
         return Request(
             host=snapshot.host,
             zone=zone,
@@ -163,7 +170,7 @@ class MemoryService(Struct, kw_only=True):
             freeze=freeze,
             policy=self.policy,
             holders=self.holders,
-            down={host: self.members[host].zone for host in down if self.members[host].excused is None},
+            down=self.out,
             hosts=len(self.members) or 1,
             zone_hosts=self.zones[zone],
             granted=self.grants - self.rollout.grants_before,

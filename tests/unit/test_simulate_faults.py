@@ -2,15 +2,22 @@
 
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from deployd_core.errors import ConfigError
+from deployd_core.plugins import Plugins
 from deployd_core.simulate.faults import Fault, FaultKind, moments, parse_faults
+from deployd_core.simulate.invariants import RULES
+from deployd_core.simulate.runner import Outcome, simulate
+from deployd_core.simulate.scenario import Scenario, roster, spec_for
+from deployd_core.simulate.world import World
 from deployd_core.units import Share
 
 PAGE = Path(__file__).parents[2] / "docs/simulate.md"
+PLUGINS = Plugins.load()
 
 
 @pytest.mark.parametrize(
@@ -82,3 +89,57 @@ def test_every_fault_is_documented():
     text = PAGE.read_text(encoding="utf-8")
 
     assert [] == [kind.value for kind in FaultKind if f"| `{kind.value}` | {kind.meaning} |" not in text]
+
+
+def test_every_rule_is_documented():
+    """The page has a row for each rule, with what it says."""
+    text = PAGE.read_text(encoding="utf-8")
+
+    assert [] == [rule for rule, what in RULES.items() if f"| `{rule}` | {what} |" not in text]
+
+
+def worlds(faults, seeds=20, strategy="concurrency", **options):
+    """What happened in runs from several seeds."""
+    spec = spec_for(strategy, {"limit": 2} | options, 2)
+    for seed in range(seeds):
+        world = World(Scenario(spec=spec, hosts=roster(8, 2), faults=parse_faults(faults)), PLUGINS, seed, full=True)
+        world.run()
+        yield world
+
+
+def test_an_agent_dies_of_any_of_its_acts():
+    """No act is hit much more often than another, however often it is tried again, and none is left out."""
+    died = Counter(
+        line.split()[-1].partition(":")[0]
+        for world in worlds("crash:100%", strategy="iptables-drain")
+        for line in world.record.trace.splitlines()
+        if "its agent dies" in line
+    )
+
+    assert {"fetch", "unpack", "takepermit", "flip", "closegate", "restart", "opengate", "settle", "tidy"} <= set(died)
+    assert max(died["takepermit"], died["settle"], died["tidy"]) < died.total() / 6
+
+
+def test_half_of_the_sessions_that_expire_are_of_hosts_that_wait(monkeypatch):
+    """What a session carries is the place in the queue, so that hosts without a permit are hit as often as those with one."""
+    hit = []
+    inner = World.expire
+    monkeypatch.setattr(World, "expire", lambda world, host: (hit.append(host.name in world.nodes.holders), inner(world, host)))
+    for _ in worlds("session:4@30%"):
+        pass
+
+    assert 80 == len(hit)
+    assert 25 < sum(hit) < 55
+
+
+@pytest.mark.parametrize(
+    ("at_deadline", "outcome", "cut"),
+    [("proceed", Outcome.CONVERGED, 2 * 2 * 2), ("wait", Outcome.CONVERGED, 0), ("abort", Outcome.HALTED, 0)],
+)
+def test_a_drain_may_run_into_its_deadline(at_deadline, outcome, cut):
+    """The requests that outlast it are cut and counted where the options say so: two of each instance of two hosts."""
+    options = {"limit": 2, "at_deadline": at_deadline}
+    made = Scenario(spec=spec_for("iptables-drain", options, 2), hosts=roster(8, 2), faults=parse_faults("slow-drain:2"))
+    result, _ = simulate(made, PLUGINS, 1)
+
+    assert (outcome, cut, ()) == (result.outcome, result.cut, result.broken)

@@ -134,6 +134,14 @@ def test_a_cycle_that_is_off_by_one_is_found(monkeypatch):
     assert "floor" in rules(min_available=1, instances_at_once="100%")
 
 
+def test_instances_that_cannot_serve_are_restarted_together():
+    """After a reboot all of them still start, so that restarting several takes nobody away: the floor is about who can serve."""
+    spec = spec_for("concurrency", {"min_available": 3}, 4)
+    made = Scenario(spec=spec, hosts=roster(20, 3), faults=parse_faults("reboot:2"))
+
+    assert [()] * 9 == [simulate(made, PLUGINS, seed)[0].broken for seed in range(1, 10)]
+
+
 def test_a_permit_that_dies_with_its_agent_is_found(monkeypatch):
     """If the end of a session took the permit along, as an ephemeral node would, hosts would restart without one."""
     inner = coordination.MemoryEnsemble.went
