@@ -177,9 +177,10 @@ class VirtualHost:
         self.coordination.link = Link.LOST
 
     def reconnect(self, life: int) -> None:
-        """It has a new session."""
+        """It has a new session, and looks at everything afresh."""
         if self.alive and life == self.life:
-            self.coordination.link = Link.CONNECTED
+            self.coordination.link, self.changed = Link.CONNECTED, True
+            self.stir()
 
     def stir(self, *, news: bool = True) -> None:
         """Have it plan, after whatever else happens at this moment; without `news` only if coordination says something new."""
