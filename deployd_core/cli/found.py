@@ -85,6 +85,7 @@ def _host(entry: HostEntry, names: tuple[str, ...]) -> FoundHost:
         starting=frozenset(unwell - sick),
         alive=entry.alive,
         excused=entry.excused if not entry.alive else None,
+        holds=entry.permit is not None,
     )
 
 

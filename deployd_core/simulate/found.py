@@ -32,11 +32,14 @@ class FoundHost(Struct, frozen=True, kw_only=True):
     alive: bool = True
     """Its agent runs. One whose agent does not is taken to be down with everything on it, as admission takes it."""
     excused: Excuse | None = None
+    """Not counted as down; only of one whose agent does not run."""
+    holds: bool = False
+    """It holds a permit."""
 
     @property
     def given_up(self) -> bool:
         """Whether nobody waits for it."""
-        return self.excused is not None and not self.alive
+        return self.excused is not None and not self.alive and not self.holds
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -115,10 +118,8 @@ def place(host: VirtualHost, found: FoundHost) -> None:
         host.up = False
         host.coordination.link = Link.LOST
         world.record.state(0.0, host.name, "down")
-    if found.given_up:
-        excuse = found.excused
-        assert excuse is not None
-        world.ensemble.excuse(world.service, host.name, by=excuse.by, why=excuse.why)
+    if found.excused is not None:
+        world.ensemble.excuse(world.service, host.name, by=found.excused.by, why=found.excused.why)
 
 
 def _renamed(rollout: Rollout, names: Mapping[str, str]) -> Rollout:

@@ -113,15 +113,17 @@ def test_a_dead_host_is_waited_for_and_takes_up_room(web):
 
 
 def test_a_dead_host_that_holds_a_permit_keeps_it(web):
-    """Its permit is counted from the first moment on, and no other is handed out."""
+    """Its permit is counted from the first moment on, and no other is handed out: also when it is excused, and so not down."""
     enable(web, "v2")
     web.take("h2")
     web.die("h2")
+    web.type("hosts", "excuse", "web", "h2", "--why", "gone for good")
 
     found = shown(web, "--build", "v3")
 
-    assert {"1 host is dead: h2", "1 permit is held: h2"} <= set(found["found"])
+    assert {"1 host is excused: h2", "1 permit is held: h2"} <= set(found["found"])
     assert ("waiting", [], 1) == (found["shown"]["outcome"], found["shown"]["order"], found["most_permits"])
+    assert "h2 is dead: its agent does not run" == found["shown"]["reason"]
 
 
 def test_hosts_begin_with_what_they_serve_and_not_with_what_is_enabled(web):

@@ -303,3 +303,11 @@ def test_a_record_counts_by_zone():
         record.changed(1.0, "a", by)
 
     assert (2, 0.5, 0.0, 1.0) == (record.fleet.most_out, record.fleet.lowest, record.zones["a"].lowest, record.zones["b"].lowest)
+
+
+def test_a_fleet_of_nobody_lacks_nothing():
+    """Where every host is excused there is no instance of which a part could be away."""
+    record = Record(full=True)
+    record.begin()
+
+    assert (1.0, 0, []) == (record.fleet.lowest, record.fleet.most_out, record.capacity)

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -63,7 +64,11 @@ class Watched:
 
     def end(self):
         """Wait for its end; its exit code and output."""
-        text, _ = self.process.communicate(timeout=60)
+        try:
+            text, _ = self.process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
         while chunk := _rest(self._ours):
             self.said += chunk
         os.close(self._ours)
@@ -90,13 +95,19 @@ def test_progress_is_shown_on_a_terminal_and_ctrl_c_ends_it(jobs):
     assert [] == left_of(begun)
 
 
-def test_an_interrupt_before_the_first_result_leaves_nothing_to_tell():
-    """There is no result then; the exit code is that of Ctrl-C."""
-    watched = Watched("strategies", "simulate", "concurrency", "--hosts", "5000", "--seeds", "3")
-    watched.read_until(b"0 of 3 seeds")
+def test_a_run_that_never_ends_is_ended_by_ctrl_c(tmp_path):
+    """There is no result then; the exit code is that of Ctrl-C, and nobody waits for the run."""
+    begun = tmp_path / "begun"
+    for_ever = f"open({str(begun)!r}, 'w').close()\n        while True: pass\n        most ="
+    (tmp_path / "own.py").write_text(OWN.replace("most =", for_ever, 1))
+    watched = Watched("strategies", "simulate", "own", "--plugins-dir", str(tmp_path), "--seeds", "2", "--jobs", "2")
+    while not begun.exists():
+        time.sleep(0.05)
+    processes = watched.read_until(b"0 of 2 seeds")
 
     assert (130, "") == watched.interrupt()
     assert b"Traceback" not in watched.said
+    assert [] == left_of(processes)
 
 
 def test_whoever_is_killed_leaves_no_process_behind():
