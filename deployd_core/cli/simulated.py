@@ -105,6 +105,8 @@ def measured(summary: Summary) -> Iterator[tuple[str, str]]:
     yield "capacity", f"never below {_percent(summary.lowest)} of the instances; by zone: {by_zone(summary.lowest_by_zone)}"
     hosts = _count(summary.most_permits, "host")
     yield "blast radius", f"at most {_count(summary.most_out, 'instance')} out at a moment, {hosts} with a permit"
+    in_a_run = "" if len(summary.runs) == 1 else " in a run"
+    yield "requests", f"at most {summary.most_cut} cut by restarts{in_a_run}" if summary.most_cut else "none cut by restarts"
     if not summary.broken:
         yield "rules", f"{len(RULES)} held at every moment of every run"
 
@@ -171,6 +173,7 @@ def _as_object(wish: Wish, asked: Asked, summary: Summary, shown: Run, record: R
         "lowest_by_zone": {zone: round(lowest, 4) for zone, lowest in summary.lowest_by_zone.items()},
         "most_out": summary.most_out,
         "most_permits": summary.most_permits,
+        "most_cut": summary.most_cut,
         "broken": [
             {"rule": broken.rule, "seed": run.seed, "at": round(broken.at, 3), "host": broken.host, "what": broken.what}
             for run in summary.runs

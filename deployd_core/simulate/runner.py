@@ -109,6 +109,11 @@ class Summary(Struct, frozen=True, kw_only=True):
         return max(run.most_out for run in self.runs)
 
     @property
+    def most_cut(self) -> int:
+        """Requests that restarts cut off, in the worst run."""
+        return max(run.cut for run in self.runs)
+
+    @property
     def most_permits(self) -> int:
         """Hosts that held a permit at a time, at most."""
         return max(run.most_permits for run in self.runs)

@@ -46,13 +46,25 @@ def as_json(capsys, *arguments):
 
 
 def test_the_facts_come_first_and_the_picture_after(capsys):
-    """Outcome, duration, capacity, blast radius and rules are on a line each; every host has a line of the picture."""
+    """Outcome, duration, capacity, blast radius, requests and rules are on a line each; every host has a line of the picture."""
     code, text, _ = output(capsys, "--seeds", "3")
 
-    words = ["ended", "duration", "capacity", "blast radius", "rules"]
-    assert (0, words) == (code, [line[2:15].strip() for line in text.splitlines()[2:7]])
+    words = ["ended", "duration", "capacity", "blast radius", "requests", "rules"]
+    assert (0, words) == (code, [line[2:15].strip() for line in text.splitlines()[2:8]])
     assert "never below 66 % of the instances; by zone: zone-a 33 %, zone-b 33 %" in text
     assert 6 == len(re.findall(r"^host-\d ", text, re.MULTILINE))
+
+
+def test_requests_that_restarts_cut_are_counted(capsys):
+    """Without a gate those of every restart; behind one none, unless they outlast its drain."""
+    drained = ["strategies", "simulate", "iptables-drain", "--hosts", "4", "--instances", "2", "--json"]
+    found = []
+    for words in (["strategies", "simulate", "concurrency", *drained[3:]], drained, [*drained, "--faults", "slow-drain:1"]):
+        assert 0 == run(words)
+        found.append(json.loads(capsys.readouterr().out)["most_cut"])
+
+    assert 4 * 2 * 2 == found[0]
+    assert 0 == found[1] < found[2] < found[0]
 
 
 def test_a_pipe_gets_no_colour_and_always_the_same(capsys):
