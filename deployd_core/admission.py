@@ -106,8 +106,8 @@ def limit_now(request: Request) -> tuple[int | None, str]:
     limit = request.limit.hosts
     most = None if limit is None else limit.at_most(request.hosts)
     words = "" if limit is None or most is None else _in_words(limit, most, _hosts(request.hosts))
-    unfinished = {*request.holders, *request.rollout.failed_in(request.rollout_id)}
-    finished = max(0, request.granted - len(unfinished))
+    # Permits are counted whatever they were granted for, so that a failure of the other role's rollout counts here, too.
+    finished = max(0, request.granted - len({*request.holders, *request.rollout.failures}))
     before = 0
     for number, step in enumerate(() if request.rollout.rollback_of else request.policy.ramp, start=1):
         size = step.at_most(request.hosts)

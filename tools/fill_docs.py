@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,7 @@ def _default(value: object) -> str:
 
 
 def _run(command: str) -> str:
-    program, *arguments = command.split()
+    program, *arguments = shlex.split(command)
     assert program == "deployd", command
     call = [sys.executable, "-P", "-m", "deployd_core", "--plugins-dir", "/nonexistent", *arguments]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True)

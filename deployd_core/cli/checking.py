@@ -13,6 +13,7 @@ from msgspec import Struct
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.output import folded, message, print_json, print_table
 from deployd_core.conformance import SEEDS
+from deployd_core.errors import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -113,6 +114,24 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             table[key] = value
     return table
+
+
+def facts_by_host(texts: Sequence[str], hosts: Sequence[str]) -> dict[str, Mapping[str, object]]:
+    """Read what a strategy's looks at hosts find: ``host-1={"primary": "web@8001"}``, or without a host for `OTHERS`.
+
+    Raises:
+        click.BadParameter: It is no object of JSON, or there is no such host.
+    """
+    from deployd_core.simulate.scenario import OTHERS
+
+    found: dict[str, Mapping[str, object]] = {}
+    for text in texts:
+        host, equals, facts = text.partition("=")
+        named = bool(equals) and not host.lstrip().startswith("{")
+        if named and host not in hosts:
+            raise click.BadParameter(f"there is no host {host!r}. {did_you_mean(host, hosts)}", param_hint="--facts")
+        found[host if named else OTHERS] = _read_facts(facts if named else text)
+    return found
 
 
 def _read_facts(text: str) -> Mapping[str, object]:

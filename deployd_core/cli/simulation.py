@@ -16,7 +16,8 @@ import click
 from click.core import ParameterSource
 from msgspec import Struct
 
-from deployd_core.cli.output import is_terminal
+from deployd_core.cli.checking import facts_by_host
+from deployd_core.cli.output import is_terminal, message
 from deployd_core.errors import ConfigError, DeploydError, NotFound
 from deployd_core.simulate.faults import parse_faults
 from deployd_core.simulate.runner import Run, Summary, simulate
@@ -26,6 +27,7 @@ from deployd_core.units import Duration
 
 if TYPE_CHECKING:
     from deployd_core.cli.settings import Settings
+    from deployd_core.plugins import Plugins
     from deployd_core.simulate.record import Record
     from deployd_core.zookeeper.status import FleetStatus
 
@@ -43,6 +45,7 @@ class Wish(Struct, frozen=True, kw_only=True):
     service: str
     build: str
     options: tuple[str, ...]
+    facts: tuple[str, ...]
     faults: str
     start: Duration
     at: datetime | None = None
@@ -68,6 +71,8 @@ class Wish(Struct, frozen=True, kw_only=True):
         words += ["--build", self.build] if self.build else []
         for option in self.options:
             words += ["-o", option]
+        for facts in self.facts:
+            words += ["--facts", facts]
         words += ["--faults", self.faults] if self.faults else []
         words += ["--at", self.at.isoformat()] if self.at is not None else []
         return shlex.join([*words, "--start", str(self.start), "--seed", str(seed), *self.where])
@@ -125,15 +130,17 @@ def make_scenario(settings: Settings, wish: Wish) -> Asked:
         spec = load_spec(wish.spec_file, plugins, "web")
     else:
         spec = spec_for(wish.strategy, options, wish.instances)
+    hosts = roster(wish.hosts, wish.zones)
     scenario = Scenario(
         spec=with_strategy(spec, wish.strategy, options),
-        hosts=roster(wish.hosts, wish.zones),
+        hosts=hosts,
         behaviour=Behaviour(start=float(wish.start)),
+        facts=facts_by_host(wish.facts, [host.name for host in hosts]),
         faults=parse_faults(wish.faults),
         build=wish.build or "v2",
         began=wish.at.timestamp() if wish.at is not None else BEGAN,
     )
-    set_up_virtual(scenario.spec, scenario.service, plugins)
+    _check_strategy(wish, scenario, plugins)
     if scenario.build == scenario.before:
         raise _nothing_to_do(scenario.build)
     return Asked(scenario=scenario)
@@ -163,16 +170,23 @@ def _as_found(settings: Settings, wish: Wish) -> Asked:
         spec=spec,
         hosts=hosts,
         behaviour=Behaviour(start=float(wish.start)),
+        facts=facts_by_host(wish.facts, [host.name for host in hosts]),
         faults=parse_faults(wish.faults),
         before=before,
         build=wish.build or _unheard_of(fleet, hosts),
         found=found_in(fleet),
         began=now.timestamp(),
     )
-    set_up_virtual(spec, service, settings.plugins())
+    _check_strategy(wish, scenario, settings.plugins())
     if serve_already(hosts, scenario.build):
         raise _nothing_to_do(scenario.build)
     return Asked(scenario=scenario, found=tuple(in_words(fleet, hosts, now)))
+
+
+def _check_strategy(wish: Wish, scenario: Scenario, plugins: Plugins) -> None:
+    """See that it is there and accepts its options, and say so when it is shown less than it would see."""
+    if set_up_virtual(scenario.spec, scenario.service, plugins).looks_at_the_world and not wish.facts:
+        message(f"deployd: warning: {wish.strategy} looks at hosts, and is shown nothing: say what it finds, with --facts JSON")
 
 
 def _nothing_to_do(build: str) -> ConfigError:

@@ -163,6 +163,12 @@ def check_strategy(
 @click.option("--service", metavar="SERVICE", default="", help="Take spec and hosts from ZooKeeper, which is only read.")
 @click.option("--build", metavar="ID", default="", help="What the build that is enabled is called.")
 @click.option("-o", "--option", "options", metavar="KEY=VALUE", multiple=True, help="An option of the strategy: limit=10%.")
+@click.option(
+    "--facts",
+    metavar="[HOST=]JSON",
+    multiple=True,
+    help="What the strategy's own look finds at HOST, or at every host that is not named.",
+)
 @click.option("--faults", metavar="LIST", default="", help="What goes wrong: NAME[:HOSTS][@WHEN], joined by commas; see below.")
 @click.option(
     "--start", type=duration, metavar="DURATION", default="20s", help="Typical time until an instance is healthy. [default: 20s]"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -14,6 +14,8 @@ from deployd_core.conformance.findings import Fault
 from deployd_core.conformance.guard import PURE, Guard
 from deployd_core.conformance.world import OLD
 from deployd_core.errors import DeploydError, PluginError
+
+R = TypeVar("R")
 
 PLANS = "plans"
 VIEW = "view"
@@ -63,6 +65,10 @@ class Questions:
             self._check_batch(view, plan)
         self.asked.append((view, plan))
         return plan
+
+    def use(self, function: Callable[[Bound[Strategy[Any]]], R]) -> R:
+        """Do something else with the object that is asked."""
+        return function(self._strategy)
 
     def crash(self) -> None:
         """Go on with a new object."""

@@ -5,6 +5,7 @@ Everything runs in a child process, where what a strategy may not do can be caug
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -20,13 +21,16 @@ from deployd_core.conformance.cases import drain_of, hostile_views, varied
 from deployd_core.conformance.elsewhere import differing
 from deployd_core.conformance.findings import Check, Fault, Findings
 from deployd_core.conformance.guard import ANSWERS, PURE, Guard
+from deployd_core.conformance.looking import FACTS, Look, look
 from deployd_core.conformance.questions import LIMITS, MEMORY, PLANS, VIEW, Questions, about
 from deployd_core.conformance.width import is_unlimited
 from deployd_core.conformance.world import NEW, RULES, TICK, Running, World
 from deployd_core.errors import DeploydError, Unavailable
+from deployd_core.model import Phase
 from deployd_core.observation import Rules, Setback
 from deployd_core.planner import Decision, HostStep, plan_host
 from deployd_core.testing.child import run_in_child
+from deployd_core.testing.views import host_view
 
 FINISHES, CRASHES = "finishes", "crashes"
 
@@ -38,9 +42,12 @@ PROPERTIES = {
     ANSWERS: "It answers at once.",
     LIMITS: "Its plans are no wider than its own options say, and what is in the cycle already counts.",
     FINISHES: "Every instance comes to serve the build by one restart; with things failing, it converges, or fails with a reason.",
+    FACTS: "Its look at a host returns in time, finds values by name that JSON can say, or raises a DeploydError.",
     CRASHES: "With a crash before or after any one act, it converges all the same.",
     RULES: "Rules hold: permit before restart, the floor, nothing right restarted, no request cut early, gates open in the end.",
 }
+
+"""What is checked; `FACTS` only of a strategy that looks at the world."""
 
 _MANY = (12, 40)
 """Instances of large hosts."""
@@ -59,7 +66,12 @@ class Subject(Struct, frozen=True, kw_only=True):
     plugin: type[Strategy[Any]]
     options: Options
     facts: Callable[[Sequence[str]], Mapping[str, object]] = lambda _: {}
-    """What `HostView.facts` holds, given the names of the instances."""
+    """What `HostView.facts` holds, given the names of the instances; without any, it is what its own look at a host finds."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether it has facts of its own."""
+        return self.plugin.facts is not Strategy.facts
 
     def make(self, guard: Guard, options: Options) -> Bound[Strategy[Any]]:
         """A new object of it.
@@ -108,10 +120,13 @@ class _Trial:
         self._unlimited = False
         self._asked: list[tuple[HostView, Plan]] = []
         """What another process is asked once more."""
+        self._look = Look()
 
     def run(self, seeds: Sequence[int]) -> Findings:
+        if self._subject.looks:
+            self._case(FACTS, None, self._on_its_look)
         self._case(FINISHES, None, self._on_one_host)
-        for label, view in hostile_views(self._subject.facts):
+        for label, view in hostile_views(self._facts):
             self._case(PLANS, None, lambda view=view: self._on_view(view), about=label)  # type: ignore[misc]
         self._case(PURE, None, self._in_another_process)
         self._case(CRASHES, None, self._with_every_crash)
@@ -124,6 +139,7 @@ class _Trial:
             checks=tuple(
                 Check(name=name, promise=text, cases=self._cases[name], problem=problem, seed=seed)
                 for name, text in PROPERTIES.items()
+                if name != FACTS or self._subject.looks
                 for problem, seed in [self._problems.get(name, ("", None))]
             ),
             unlimited=self._unlimited,
@@ -131,8 +147,8 @@ class _Trial:
 
     def _case(self, check: str, seed: int | None, case: Callable[[], None], *, about: str = "") -> None:
         """Run one case; the first problem of each property is kept."""
-        if ANSWERS in self._problems:
-            return  # each of the others would take as long
+        if ANSWERS in self._problems or FACTS in self._problems:
+            return  # each of the others would take as long, or know nothing
         try:
             case()
             self._cases[check] += 1
@@ -152,6 +168,16 @@ class _Trial:
         """One more question, whose answer is held to all of these."""
         for check in (PLANS, PURE, MEMORY, VIEW, ANSWERS, LIMITS):
             self._cases[check] += 1
+
+    def _facts(self, names: Sequence[str]) -> Mapping[str, object]:
+        return self._subject.facts(names) or self._look.found
+
+    def _on_its_look(self) -> None:
+        """It looks at a host, and plans with what it has found as a new object would."""
+        ask = self._questions()
+        self._look = ask.use(look)
+        with contextlib.suppress(DeploydError):  # it may say on purpose that it cannot
+            ask(host_view(*[Phase.STALE] * 3, facts=self._look.found))
 
     def _on_view(self, view: HostView) -> None:
         ask = self._questions()
@@ -176,7 +202,7 @@ class _Trial:
     def _world(self, count: int, options: Options, **changes: Any) -> World:
         names = [f"web@{8001 + number}" for number in range(count)]
         rules = Rules(drain=drain_of(options), healthy_timeout=20, stable_for=0.5)
-        return World({name: Running() for name in names}, **{"rules": rules, "facts": self._subject.facts(names), **changes})
+        return World({name: Running() for name in names}, **{"rules": rules, "facts": self._facts(names), **changes})
 
     def _on_one_host(self, count: int = 4) -> None:
         """So many instances, nothing goes wrong."""
@@ -184,6 +210,9 @@ class _Trial:
         decision = self._live(world, ask)
         self._asked += ask.asked
         self._unlimited |= any(is_unlimited(view, plan) for view, plan in ask.asked)
+        if decision.step is HostStep.BLOCKED and self._look.refused:
+            hint = "say what it would find, with --facts JSON or `facts` of its contract"
+            raise Fault(FINISHES, f"it could not look at the model of a host, and is blocked: {self._look.refused}; {hint}")
         _expect_converged(world, decision)
         ask.ask_again()
 

@@ -265,7 +265,7 @@ class VirtualHost:
             busy=frozenset(self.busy),
             setbacks=self.setbacks.by_key,
             waits=self.waits,
-            facts={},
+            facts=self.world.scenario.facts_of(self.name),
             connected=self.coordination.link is Link.CONNECTED,
             now=now,
         )

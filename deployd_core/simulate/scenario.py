@@ -26,6 +26,10 @@ _SPREAD = 0.15
 """Of the logarithm of a length of time: most are within a sixth of what is typical, a few take half as long again."""
 
 
+OTHERS = ""
+"""Stands for every host that is not named."""
+
+
 class Behaviour(Struct, frozen=True, kw_only=True):
     """How long things take, typically; each time is drawn anew around it. Seconds."""
 
@@ -78,8 +82,14 @@ class Scenario(Struct, frozen=True, kw_only=True):
     """The one that is enabled at the beginning."""
     found: Found | None = None
     """What coordination holds before that; None: `before` is enabled, and nothing stands in the way."""
+    facts: Mapping[str, Mapping[str, object]] = {}
+    """What the strategy's own look at a host finds, by the name of the host; under `OTHERS` at those that are not named."""
     began: float = BEGAN
     """Seconds since the epoch."""
+
+    def facts_of(self, host: str) -> Mapping[str, object]:
+        """What the strategy's own look at a host finds."""
+        return self.facts.get(host, self.facts.get(OTHERS, {}))
 
 
 def roster(hosts: int, zones: int) -> tuple[HostSetup, ...]:

@@ -17,6 +17,7 @@ from deployd_core.boundary import Provider
 from deployd_core.conformance import SEEDS
 from deployd_core.conformance.findings import Check, Findings
 from deployd_core.conformance.guard import ANSWERS, PURE
+from deployd_core.conformance.looking import FACTS
 from deployd_core.conformance.questions import LIMITS, MEMORY, PLANS, VIEW
 from deployd_core.conformance.strategies import CRASHES, FINISHES, Subject, check_strategy
 from deployd_core.conformance.world import RULES
@@ -35,7 +36,7 @@ class StrategyContract:
         return self.strategy.options_type()
 
     def facts(self, instances: Sequence[str]) -> Mapping[str, object]:  # noqa: ARG002 - for those that look
-        """What its own `facts` would have found on a host with these instances."""
+        """What its own `facts` would find on a host with these instances; nothing is what it does find on the model of one."""
         return {}
 
     @classmethod
@@ -83,6 +84,10 @@ class StrategyContract:
         """A host converges, or fails with a reason."""
         self._expect(FINISHES)
 
+    def test_its_look_at_a_host_is_sound(self) -> None:
+        """What it finds are facts, found in time; a strategy that does not look has nothing to find."""
+        self._expect(FACTS)
+
     def test_it_goes_on_after_any_crash(self) -> None:
         """Wherever the agent dies, the next one finds its way."""
         self._expect(CRASHES)
@@ -93,7 +98,7 @@ class StrategyContract:
 
     def _expect(self, name: str) -> None:
         checks: dict[str, Check] = {check.name: check for check in self._findings().checks}
-        check = checks[name]
+        check = checks.get(name, Check(name=name, promise=""))
         again = "" if check.seed is None else f" (again with DEPLOYD_SEED={check.seed})"
 
         assert not check.problem, f"{check.promise} But: {check.problem}{again}"

@@ -23,6 +23,7 @@ def virtual_fleet(
     zones: int = 2,
     instances: int = 4,
     options: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Mapping[str, object]] | None = None,
     faults: str = "",
     seed: int = 0,
 ) -> Run:
@@ -34,6 +35,7 @@ def virtual_fleet(
         zones: Over which they are spread.
         instances: Of each host.
         options: As a spec writes them.
+        facts: What the strategy's own look would find, by the name of the host (``host-07``); under ``""`` at all others.
         faults: What goes wrong, as `deployd strategies simulate --faults` takes it.
         seed: Of everything that is left to chance.
 
@@ -43,5 +45,5 @@ def virtual_fleet(
     plugins = Plugins()
     plugins.add(Kind.STRATEGY, strategy)
     spec = spec_for(strategy.name, options or {}, instances)
-    scenario = Scenario(spec=spec, hosts=roster(hosts, zones), faults=parse_faults(faults) if faults else ())
+    scenario = Scenario(spec=spec, hosts=roster(hosts, zones), facts=facts or {}, faults=parse_faults(faults) if faults else ())
     return simulate(scenario, plugins, seed)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from deployd_core.coordination import RolloutState
-from fleet_model.world import Fleet, Host, Read, Rules, Service, Violation
+from fleet_model.world import Build, Fleet, Host, Read, Rules, Service, Violation
 
 _GIVES_BACK = ("gives its permit back, healthy", "gives its permit back, reverted")
 _PEOPLE = ("permit is released", "is given up as lost")
@@ -29,6 +29,8 @@ def judge(
         yield Violation.TOO_MANY_FAILED
     if fleet.state is not RolloutState.OPEN and fleet_after.state is RolloutState.OPEN:
         yield Violation.OPENED_BY_ITSELF
+    if label == "promotes it" and not all(host.baked and host.finished for host in (me, *others) if host.canary):
+        yield Violation.NOT_BAKED
     if label == "fails, and all go back" and fleet.went_back:
         yield Violation.WENT_BACK_TWICE
 
@@ -49,6 +51,14 @@ def _grant(rules: Rules, fleet: Fleet, me: Host, others: Sequence[Host]) -> Iter
         yield Violation.GRANTED_FOR_OLDER
     if me.failed:
         yield Violation.FAILED_AGAIN
+    if fleet.recent:
+        yield Violation.TOO_SOON
+    if not fleet.allowed and not me.canary:
+        yield Violation.NOT_PROMOTED
+    if not fleet.went_back:
+        finished = sum(host.build == host.good == Build.WANTED and not host.permit for host in others)
+        if sum(bool(host.permit) for host in others) + 1 > rules.step(finished):
+            yield Violation.BEYOND_THE_RAMP
     # A host that went down between the read and the grant is known to nobody yet: then only permits are counted.
     if not me.out and not me.read & Read.DOWN:
         out = sum(bool(host.permit) or (host.out and not host.excused) for host in others)

@@ -1,20 +1,21 @@
 """What can happen next in a fleet: hosts read, are granted permits, restart, fail; agents and machines die; people intervene.
 
 Who may hold a permit, what a failure does to a rollout and what a newer build does to it is decided by the functions that deployd
-runs: `admit`, `with_failure`, `begun`, `lacking`. Here is only what is around them: the state, and the transactions.
+runs: `admit`, `with_failure`, `begun`, `lacking`, `bake_of`. Here is only what is around them: the state, and the transactions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from deployd_core.admission import Granted, Request, over_budget
-from deployd_core.advancing import Now, Standing, begun, lacking, with_failure
+from deployd_core.advancing import Now, Standing, bake_of, begun, lacking, with_failure
 from deployd_core.coordination import Enabled, Failure, Freeze, HistoryEntry, HostStatus, Rollout, RolloutState, Verb
 from deployd_core.coordination import Permit as HeldPermit
 from deployd_core.model import Role
+from deployd_core.spec import Promotion
 from fleet_model.world import NOTHING, Build, Event, Fleet, Host, Permit, Read, Rules, Service, aged
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -40,6 +41,8 @@ def of_host(rules: Rules, fleet: Fleet, me: Host, others: Sequence[Host]) -> Ite
     if "goes back" in rules.may and not fleet.completed and _complete(me, others):
         event = Event(written=Read.ROLLOUT, completes=True)
         yield Move("completes", fleet._replace(completed=True), me._replace(read=aged(me.read, Read.ROLLOUT, rules)), event)
+    if me.canary and me.finished and rules.policy.promotion is Promotion.AUTO:
+        yield from _bakes(rules, fleet, me, others)
 
 
 def of_fleet(rules: Rules, fleet: Fleet, hosts: Sequence[Host]) -> Iterator[tuple[str, Fleet, Event]]:
@@ -50,15 +53,20 @@ def of_fleet(rules: Rules, fleet: Fleet, hosts: Sequence[Host]) -> Iterator[tupl
     if "pause" in rules.may and (fleet.state is paused or (fleet.state is halted and rules.resumes_halted)):
         yield "resume", fleet._replace(state=open_), Event(written=Read.ROLLOUT)
     if "retry" in rules.may and (fleet.state is not open_ or any(host.failed for host in hosts)):
-        yield "retry", fleet._replace(state=open_), Event(written=Read.ROLLOUT, forgives=True)
+        yield "retry", fleet._replace(state=open_, granted=0), Event(written=Read.ROLLOUT, forgives=True)
     if "freeze" in rules.may:
         yield "unfreeze" if fleet.frozen else "freeze", fleet._replace(frozen=not fleet.frozen), Event(written=Read.FREEZE)
     if "supersede" in rules.may:
-        yield _supersede(fleet, hosts)
+        yield _supersede(rules, fleet, hosts)
     if "by hand" in rules.may:
         # Another build written into the node with ZooKeeper's own tools: what is on record of the last one counts no more.
         event = Event(written=Read.ENABLED, supersedes=True, was_completed=fleet.completed)
-        yield "a newer build is written by hand", fleet._replace(completed=False), event
+        free = not _needs_promotion(rules, hosts)
+        yield "a newer build is written by hand", fleet._replace(completed=False, promoted=free, allowed=free), event
+    if "promote" in rules.may and not fleet.promoted:
+        yield "promote", fleet._replace(promoted=True, allowed=True), Event(written=Read.ROLLOUT)
+    if fleet.recent:
+        yield "the stagger has passed", fleet._replace(recent=False), NOTHING
     over = over_budget(_rollout(fleet, hosts), WANTED, rules.policy.budget, rules.hosts)
     if not rules.halts_at_once and fleet.state is open_ and over:
         yield "halt", fleet._replace(state=halted), Event(written=Read.ROLLOUT)
@@ -71,6 +79,7 @@ def may_hold(rules: Rules, fleet: Fleet, me: Host, others: Sequence[Host]) -> bo
     request = Request(
         host="h0",
         zone=_zone(me),
+        role=_role(me),
         build="v2",
         rollout_id=WANTED,
         rollout=_rollout(fleet, tuple(named.values())),
@@ -80,6 +89,8 @@ def may_hold(rules: Rules, fleet: Fleet, me: Host, others: Sequence[Host]) -> bo
         down={name: _zone(host) for name, host in named.items() if host.counts_as_down},
         hosts=rules.hosts,
         zone_hosts=sum(host.zone == me.zone for host in named.values()),
+        granted=fleet.granted,
+        last_grant=NOW - timedelta(seconds=float(rules.policy.stagger) * (0.5 if fleet.recent else 1.0)),
         limit=rules.fleet_limit,
         now=NOW,
     )
@@ -105,7 +116,9 @@ def _accidents(rules: Rules, fleet: Fleet, me: Host) -> Iterator[Move]:
             off = Service.OFF if me.service == Service.SERVES else me.service
             yield Move("machine goes down", fleet, dead._replace(service=off), went)
     else:
-        back = me._replace(alive=True, excused=False, service=Service.SERVES if me.service == Service.OFF else me.service)
+        back = me._replace(
+            alive=True, excused=False, baked=False, service=Service.SERVES if me.service == Service.OFF else me.service
+        )
         yield Move("agent comes back", fleet, back, went if me.excused else NOTHING)
         if rules.expires and me.permit:
             yield Move("permit expires", fleet, me._replace(permit=Permit.NONE))
@@ -121,7 +134,7 @@ def _permits(rules: Rules, fleet: Fleet, me: Host, others: Sequence[Host]) -> It
     if me.read != Read.FRESH and may_hold(rules, fleet, me, others):
         yield Move("reads", fleet, me._replace(read=Read.FRESH))
     if me.read != Read.NOT:
-        yield Move("is granted a permit", fleet, granted(me), GRANT)
+        yield Move("is granted a permit", fleet.with_grant(rules), granted(me), GRANT)
 
 
 def _restart(rules: Rules, fleet: Fleet, me: Host, others: Sequence[Host]) -> Iterator[Move]:
@@ -168,18 +181,44 @@ def _fails(rules: Rules, fleet: Fleet, me: Host, others: Sequence[Host]) -> Move
     failed = me._replace(failed=True, read=Read.NOT)
     if entry is not None and entry.verb is Verb.ROLLBACK:
         event = Event(written=Read.ROLLOUT | Read.ENABLED, supersedes=True, goes_back=True)
-        return Move("fails, and all go back", Fleet(after.state, fleet.frozen, bool(after.rollback_of), True), failed, event)
+        back = _begins(fleet, after, COMPLETED)._replace(completed=True, allowed=True)
+        return Move("fails, and all go back", back, failed, event)
     state = after.state if rules.halts_at_once else fleet.state
     label = "fails, and halts the rollout" if state is not fleet.state else "fails"
     return Move(label, fleet._replace(state=state), failed, Event(written=Read.ROLLOUT))
 
 
-def _supersede(fleet: Fleet, hosts: Sequence[Host]) -> tuple[str, Fleet, Event]:
+def _supersede(rules: Rules, fleet: Fleet, hosts: Sequence[Host]) -> tuple[str, Fleet, Event]:
     entry = HistoryEntry(verb=Verb.ENABLE, build="v3", by="ann", at=AT)
-    now = Now(fleet=WANTED, canary="", enabled=Enabled(build="v2"), hosts=len(hosts), granted=0)
-    after = begun(_rollout(fleet, hosts), entry, now, needs_promotion=False)
+    needs_promotion = _needs_promotion(rules, hosts)
+    after = begun(_rollout(fleet, hosts), entry, _now(rules, fleet), needs_promotion=needs_promotion)
     event = Event(written=Read.ROLLOUT | Read.ENABLED, supersedes=not after.failures, was_completed=fleet.completed)
-    return "a newer build is enabled", Fleet(after.state, fleet.frozen, bool(after.rollback_of)), event
+    newer = _begins(fleet, after, "v3")._replace(completed=False, allowed=not needs_promotion)
+    return "a newer build is enabled", newer, event
+
+
+def _needs_promotion(rules: Rules, hosts: Sequence[Host]) -> bool:
+    return rules.policy.canary_first and any(host.canary for host in hosts)
+
+
+def _begins(fleet: Fleet, after: Rollout, build: str) -> Fleet:
+    """The fleet under a rollout that has just begun, as it is on record."""
+    return fleet._replace(
+        state=after.state,
+        went_back=bool(after.rollback_of),
+        granted=fleet.granted - after.grants_before,
+        promoted=after.promoted == build,
+    )
+
+
+def _bakes(rules: Rules, fleet: Fleet, me: Host, others: Sequence[Host]) -> Iterator[Move]:
+    """Time passes for a canary; one that finds the build baked promotes it, unless somebody has stopped the rollout."""
+    if not me.baked:
+        yield Move("bakes", fleet, me._replace(baked=True))
+    baked_at = bake_of("v2", _standings((me, *others))).baked_at(rules.policy)
+    if fleet.state is RolloutState.OPEN and not fleet.promoted and baked_at is not None and baked_at <= NOW:
+        event = Event(written=Read.ROLLOUT)
+        yield Move("promotes it", fleet._replace(promoted=True, allowed=True), me, event)
 
 
 def _cleared(rules: Rules, label: str, fleet: Fleet, me: Host, done: Host) -> Move:
@@ -188,10 +227,14 @@ def _cleared(rules: Rules, label: str, fleet: Fleet, me: Host, done: Host) -> Mo
 
 
 def _complete(me: Host, others: Sequence[Host]) -> bool:
-    standings = [
+    return me.alive and not lacking(WANTED, _standings((me, *others)))
+
+
+def _standings(hosts: Sequence[Host]) -> list[Standing]:
+    return [
         Standing(
             host=f"h{number}",
-            role=Role.FLEET,
+            role=_role(host),
             rollout_id=WANTED,
             build="v2",
             alive=host.alive,
@@ -199,15 +242,14 @@ def _complete(me: Host, others: Sequence[Host]) -> bool:
             status=_status(host),
             permit=HeldPermit(host="", zone="", rollout=WANTED, since="", nonce="") if host.permit else None,
         )
-        for number, host in enumerate((me, *others))
+        for number, host in enumerate(hosts)
     ]
-    return me.alive and not lacking(WANTED, standings)
 
 
 def _status(host: Host) -> HostStatus:
     done = host.build == host.good == Build.WANTED and not host.out
-    step = "converged" if done else "restarting"
-    return HostStatus(host="", zone="", role=Role.FLEET, served="v2" if done else None, step=step, since=AT, rollout=WANTED)
+    step, since = "converged" if done else "restarting", (NOW - timedelta(days=1)).isoformat() if host.baked else AT
+    return HostStatus(host="", zone="", role=_role(host), served="v2" if done else None, step=step, since=since, rollout=WANTED)
 
 
 def _rollout(fleet: Fleet, hosts: Sequence[Host]) -> Rollout:
@@ -216,13 +258,18 @@ def _rollout(fleet: Fleet, hosts: Sequence[Host]) -> Rollout:
     return Rollout(
         state=fleet.state,
         failures={f"h{number}": failure for number, host in enumerate(hosts) if host.failed},
+        promoted="v2" if fleet.promoted else "",
         rollback_of="v1-0" if fleet.went_back else "",
         completed=completed,
     )
 
 
 def _now(rules: Rules, fleet: Fleet) -> Now:
-    return Now(fleet=WANTED, canary="", enabled=Enabled(build="v2"), hosts=rules.hosts, granted=0)
+    return Now(fleet=WANTED, canary="", enabled=Enabled(build="v2"), hosts=rules.hosts, granted=fleet.granted)
+
+
+def _role(host: Host) -> Role:
+    return Role.CANARY if host.canary else Role.FLEET
 
 
 def _zone(host: Host) -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from fleet_model.judge import judge
 from fleet_model.protocol import GRANT, granted, may_hold, of_fleet, of_host
-from fleet_model.world import Event, Fleet, Host, Read, Rules, Violation, touched
+from fleet_model.world import Build, Event, Fleet, Host, Read, Rules, Violation, touched
 
 State = tuple[int, tuple[int, ...]]
 """The fleet and the hosts by their numbers, the hosts sorted."""
@@ -89,7 +89,7 @@ class Search:
         self._leads_to: list[list[int]] = []
         """Of every state: those that lead to it without a newer build being enabled."""
         self._moves_of: dict[tuple[int, int, tuple[int, ...]], list[_Move]] = {}
-        self._moves_of_all: dict[tuple[int, tuple[bool, ...]], list[_Move]] = {}
+        self._moves_of_all: dict[tuple[int, tuple[tuple[bool, bool], ...]], list[_Move]] = {}
         self._events: dict[Event, dict[int, int]] = {}
         self._moves = 0
 
@@ -144,8 +144,9 @@ class Search:
         if number is None:
             number = self._host_numbers[host] = len(self._hosts)
             self._hosts.append(host)
-            bits = (host.out, host.counts_as_down, host.excused, host.failed, host.alive, host.finished)
-            self._briefs.append(sum(bool(bit) << place for place, bit in enumerate(bits)) + 64 * (host.permit + 3 * host.zone))
+            done = host.build == host.good == Build.WANTED
+            bits = (host.out, host.counts_as_down, host.excused, host.failed, host.alive, done, host.canary, host.baked)
+            self._briefs.append(sum(bool(bit) << place for place, bit in enumerate(bits)) + 256 * (host.permit + 3 * host.zone))
         return number
 
     def _next(self, fleet: int, hosts: tuple[int, ...]) -> Iterator[_Step]:
@@ -156,7 +157,8 @@ class Search:
             others = hosts[:place] + hosts[place + 1 :]
             for move in self._of_host(fleet, me, others):
                 yield (place,), (move.me,), move, others
-            if "batch" in self._rules.may and self._hosts[me].read:
+            alone = bool(self._rules.policy.stagger) and not self._rules.batches_staggered
+            if "batch" in self._rules.may and self._hosts[me].read and not alone:
                 yield from self._batches(self._fleets[fleet], place, me, others)
         for move in self._of_fleet(fleet, hosts):
             yield (), (), move, hosts
@@ -175,7 +177,7 @@ class Search:
 
     def _of_fleet(self, number: int, hosts: tuple[int, ...]) -> list[_Move]:
         known = [self._hosts[host] for host in hosts]
-        key = (number, tuple(sorted([host.failed for host in known])))
+        key = (number, tuple(sorted([(host.failed, host.canary) for host in known])))
         found = self._moves_of_all.get(key)
         if found is None:
             found = self._moves_of_all[key] = [
@@ -200,11 +202,13 @@ class Search:
             if not other.wants or not may_hold(self._rules, fleet, other, (counted, *known)):
                 continue
             asked = other._replace(read=head.read)
+            once = fleet.with_grant(self._rules)
+            both = once.with_grant(self._rules)
             broken = [
-                *judge(self._rules, "", fleet, fleet, head, first, (other, *known)),
-                *judge(self._rules, "", fleet, fleet, asked, granted(other), (first, *known)),
+                *judge(self._rules, "", fleet, once, head, first, (other, *known)),
+                *judge(self._rules, "", once, both, asked, granted(other), (first, *known)),
             ]
-            move = self._move("are granted permits at once", fleet, first, GRANT, next(iter(broken), None))
+            move = self._move("are granted permits at once", both, first, GRANT, next(iter(broken), None))
             second = behind + (behind >= place)
             yield (place, second), (move.me, self._number(granted(other))), move, rest
 
@@ -259,7 +263,7 @@ class Search:
     def _namings(self, hosts: tuple[int, ...]) -> int:
         """In how many ways the hosts of a state can be named, within their zones."""
         count = 1
-        for size in Counter(self._hosts[host].zone for host in hosts).values():
+        for size in Counter((self._hosts[host].zone, self._hosts[host].canary) for host in hosts).values():
             count *= factorial(size)
         for same in Counter(hosts).values():
             count //= factorial(same)

@@ -78,6 +78,9 @@ class Host(NamedTuple):
     taken: bool = False
     """A person took its permit away while it was out because of us."""
     excused: bool = False
+    canary: bool = False
+    baked: bool = False
+    """A canary whose last report says that it has been finished for as long as a build is to bake."""
     read: int = Read.NOT
 
     @property
@@ -110,6 +113,19 @@ class Fleet(NamedTuple):
     """This rollout began by itself, because another was over its budget."""
     completed: bool = False
     """What is wanted is also what was completed last."""
+    granted: int = 0
+    """Permits granted since the rollout began, as far as a ramp looks."""
+    recent: bool = False
+    """The last permit was granted less than a stagger ago, in whatever rollout."""
+    promoted: bool = False
+    """On record: the build is for the fleet, too."""
+    allowed: bool = False
+    """In truth: a person said so, or the canaries have baked."""
+
+    def with_grant(self, rules: Rules) -> Fleet:
+        """After one more permit."""
+        counted = min(self.granted + 1, rules.most_granted)
+        return self._replace(granted=counted, recent=bool(rules.policy.stagger))
 
     @property
     def stopped(self) -> bool:
@@ -145,6 +161,10 @@ class Violation(Enum):
     FAILED_AGAIN = "a host that failed in this rollout was granted another permit in it"
     TOO_MANY_FAILED = "more hosts failed in one rollout than its budget and its limit allow"
     PERMIT_VANISHED = "a permit is gone that neither its healthy host nor a person gave back"
+    BEYOND_THE_RAMP = "more permits than the step of the ramp, with the hosts that have finished"
+    TOO_SOON = "a permit was granted less than the stagger after another"
+    NOT_PROMOTED = "a host of the fleet was granted a permit for a build that is still for the canaries"
+    NOT_BAKED = "a build was promoted by itself that a canary has not baked"
     WENT_BACK_TWICE = "a rollout that began by itself began another"
     OPENED_BY_ITSELF = "a rollout that was paused or halted goes on, and no person said so"
     STUCK = "nothing that hosts and people do can get every host to the wanted build"
@@ -161,6 +181,8 @@ class Rules:
     zones: int = 1
     limit: int = 1
     per_zone: int | None = None
+    canaries: int = 0
+    """The first so many hosts."""
     policy: RolloutTable = RolloutTable()
     may: frozenset[str] = frozenset({"crash", "retry", "lost", "supersede", "fail"})
     """Beside reading, granting and restarting."""
@@ -179,6 +201,8 @@ class Rules:
     """A broken host takes a newer build, or tries again."""
     batch_counts_all: bool = True
     """Who is admitted by the head of the queue is counted with those admitted before."""
+    batches_staggered: bool = False
+    """The head of the queue admits others with it, stagger or not."""
     halts_at_once: bool = True
     """The failure that exceeds the budget halts the rollout in the same write."""
     resumes_halted: bool = False
@@ -200,6 +224,21 @@ class Rules:
         return self.policy.budget.part_of(self.hosts) + self.limit
 
     @property
+    def most_granted(self) -> int:
+        """Beyond so many permits a ramp is behind us, whoever holds one or has failed."""
+        return sum(step.at_most(self.hosts) for step in self.policy.ramp) + 2 * self.hosts if self.policy.ramp else 0
+
+    def step(self, finished: int) -> int:
+        """The promise of a ramp: as many hosts have finished as all the steps before let begin at a time."""
+        behind = 0
+        for share in self.policy.ramp:
+            size = share.at_most(self.hosts)
+            if finished < behind + size:
+                return min(size, self.limit)
+            behind += size
+        return self.limit
+
+    @property
     def goes_back(self) -> bool:
         """Whether a rollout over its budget may go back."""
         return "goes back" in self.may
@@ -207,11 +246,16 @@ class Rules:
     def start(self) -> tuple[Fleet, tuple[Host, ...]]:
         """A build has just been enabled; every host serves the one before."""
         build = Build.COMPLETED if self.goes_back else Build.OTHER
-        return Fleet(), tuple(Host(zone=number % self.zones, build=build, good=build) for number in range(self.hosts))
+        free = not self.policy.canary_first or not self.canaries
+        return Fleet(promoted=free, allowed=free), tuple(
+            Host(zone=number % self.zones, build=build, good=build, canary=number < self.canaries) for number in range(self.hosts)
+        )
 
 
 def touched(host: Host, event: Event, rules: Rules) -> Host:
-    """A host after something that it did not do itself."""
+    """A host after something that it did not do itself, or did."""
+    if host.baked and not host._replace(alive=True).finished:
+        host = host._replace(baked=False)
     if event == NOTHING:
         return host
     if event.written:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from deployd_core.api import FleetOptions, HostView, Phase, Plan, Strategy
+from deployd_core.api import FleetOptions, HostCall, HostView, Phase, Plan, Strategy
 from deployd_core.boundary import Provider
+from deployd_core.conformance.looking import FACTS
 from deployd_core.conformance.strategies import PROPERTIES, Subject, check_strategy
 from deployd_core.plugins import Implementation, Kind, Plugins
 
@@ -44,11 +47,15 @@ CAUGHT = {
     "all-canaries-at-once": {"limits": "a canary host: of 2 hosts the plan lets them all go at once"},
     "half-of-each-hour": {"pure": "it answers differently 1800 s later, when nothing else has changed"},
     "stuck-on-large-hosts": {"finishes": "in the end every stale instance has to be named"},
+    "looks-in-vain": {"facts": "failed gathering facts: FileNotFoundError"},
+    "looks-for-ever": {"facts": "failed gathering facts: no answer within 10 s"},
+    "finds-no-names": {"facts": "returned no facts, which are values by name: ['web@1']"},
+    "finds-an-object": {"facts": "it finds what JSON cannot say"},
+    "keeps-what-it-finds": {"memory": "a new object of it answers differently"},
+    "cannot-look": {"finishes": "could not look at the model of a host, and is blocked: nobody is there to ask; say what"},
 }
 
 
-LOOK = {"looks-in-vain", "looks-for-ever", "finds-no-names"}
-"""Their faults show on a real host alone."""
 RARE = "falls-over-a-rare-host"
 """Shows its fault under few seeds alone."""
 
@@ -145,7 +152,7 @@ def test_what_ships_passes(found: Implementation) -> None:
     """A built-in strategy keeps to everything, with seeds that nobody has chosen for it."""
     findings = check_strategy(subject(found), seeds=60)
 
-    assert list(PROPERTIES) == [check.name for check in findings.checks]
+    assert [name for name in PROPERTIES if name != FACTS] == [check.name for check in findings.checks]
     assert [] == [(check.name, check.problem, check.seed) for check in findings.checks if not check.passed]
     assert all(check.cases > 15 for check in findings.checks)
 
@@ -161,7 +168,7 @@ def test_a_bad_strategy_is_caught(name: str) -> None:
 
 def test_every_bad_strategy_has_its_test() -> None:
     """No fault is planted without being looked for."""
-    assert {found.name for found in PLUGINS.of_kind(Kind.STRATEGY)} - {found.name for found in SHIPPED} == {*CAUGHT, *LOOK, RARE}
+    assert {found.name for found in PLUGINS.of_kind(Kind.STRATEGY)} - {found.name for found in SHIPPED} == {*CAUGHT, RARE}
 
 
 def test_a_seed_shows_the_fault_again() -> None:
@@ -173,3 +180,31 @@ def test_a_seed_shows_the_fault_again() -> None:
 
     assert (found.name, found.problem, found.seed) == (again.name, again.problem, again.seed)
     assert found.seed
+
+
+class OnlyHere(Strategy[FleetOptions]):
+    """Restart what its look at the host has found to be here."""
+
+    name = "only-here"
+
+    def facts(self, host: HostCall) -> dict[str, object]:
+        assert threading.current_thread() is not threading.main_thread()
+        assert host.timeout > 0
+        return {"here": sorted(path.name for path in (host.root / "releases").iterdir())}
+
+    def plan(self, view: HostView) -> Plan:
+        unknown = "" if view.facts.get("here") == ["v1"] else "nobody knows what is here"
+        return Plan(cycle=() if unknown else view.stale, limit=self.options.fleet_limit, why="all of it", impossible=unknown)
+
+
+def test_what_a_strategy_finds_itself_is_what_it_plans_with() -> None:
+    """It looks as the engine has it look, on a thread of its own and told how long it has; facts that are given stand instead."""
+    provider = Provider(entry="only-here", distribution="test", version="", origin=__file__)
+    found = Subject(name="only-here", provider=provider, plugin=OnlyHere, options=FleetOptions())
+    told = msgspec.structs.replace(found, facts=lambda _: {"here": ["v7"]})
+
+    findings, otherwise = (check_strategy(one, seeds=20) for one in (found, told))
+
+    assert list(PROPERTIES) == [check.name for check in findings.checks]
+    assert [] == [(check.name, check.problem) for check in findings.checks if not check.passed]
+    assert ["finishes", "crashes"] == [check.name for check in otherwise.checks if not check.passed]

@@ -12,13 +12,19 @@ import pytest
 from msgspec.structs import replace
 
 from deployd_core import admission, advancing
-from deployd_core.admission import Granted, Request, admit
+from deployd_core.admission import Granted, Request, admit, limit_now
+from deployd_core.advancing import Bake, Standing
 from deployd_core.coordination import Denied, Enabled, Rollout, RolloutState
-from deployd_core.spec import OnBudget, RolloutTable
-from deployd_core.units import Share
+from deployd_core.model import Role
+from deployd_core.spec import OnBudget, Promotion, RolloutTable
+from deployd_core.units import Duration, Share
+from fleet_model import protocol
 from fleet_model.search import Found, Search
 from fleet_model.world import CHECKED, Read, Rules, Violation
 
+STAGGERED = {"limit": 2, "policy": RolloutTable(stagger=Duration("30s"))}
+RAMPED = {"limit": 2, "policy": RolloutTable(ramp=(Share(1),), budget=Share(1))}
+CANARIES_FIRST = {"canaries": 2, "policy": RolloutTable(canary_first=True, promotion=Promotion.AUTO)}
 ALL = "crash, rot, pause, freeze, retry, lost, release, supersede, by hand, fail, batch"
 Change = Callable[..., Any]
 
@@ -82,6 +88,16 @@ PROTOCOL: dict[str, tuple[dict[str, Any], Violation, list[str]]] = {
         Violation.TOO_MANY_PERMITS,
         ["h0 reads", "h0 and h1 are granted permits at once"],
     ),
+    "hosts are admitted with the head of the queue whatever the stagger": (
+        {"batches_staggered": True, **STAGGERED},
+        Violation.TOO_SOON,
+        ["h0 reads", "h0 and h1 are granted permits at once"],
+    ),
+    "the version of the permits is not checked, and two read before the stagger begins": (
+        {"checks": CHECKED & ~Read.PERMITS, **STAGGERED},
+        Violation.TOO_SOON,
+        ["h0 reads", "h1 reads", "h0 is granted a permit", "h1 is granted a permit"],
+    ),
 }
 """What differs around the decisions."""
 
@@ -127,6 +143,21 @@ def only_for_a_pause(rule: Callable[[Request], Denied | None]) -> Callable[[Requ
     return lambda request: None if request.rollout.state is RolloutState.HALTED else rule(request)
 
 
+def within_one_rollout(rule: Callable[[Request], Denied | None]) -> Callable[[Request], Denied | None]:
+    """A rule that knows nothing of what was granted before this rollout."""
+    return lambda request: rule(request) if request.granted else None
+
+
+def whoever_began(request: Request) -> tuple[int | None, str]:
+    """A ramp that is behind us when as many hosts have begun as it lets begin, finished or not."""
+    return limit_now(replace(request, granted=request.granted + len(request.holders)))
+
+
+def whoever_failed(request: Request) -> tuple[int | None, str]:
+    """A ramp that takes a host that failed for one that has finished."""
+    return limit_now(replace(request, granted=request.granted + len(request.rollout.failed_in(request.rollout_id))))
+
+
 DECISIONS: dict[str, tuple[str, Change, dict[str, Any], Violation]] = {
     "the limit is not counted": ("_full", no_rule, {}, Violation.TOO_MANY_PERMITS),
     "hosts that are down do not count": ("_too_few", no_rule, {}, Violation.TOO_FEW_LEFT),
@@ -150,6 +181,16 @@ DECISIONS: dict[str, tuple[str, Change, dict[str, Any], Violation]] = {
     ),
     "a halt stops nobody": ("_stopped", only_for_a_pause(admission._stopped), {}, Violation.GRANTED_WHILE_STOPPED),
     "a freeze stops nobody": ("_frozen", no_rule, {}, Violation.GRANTED_WHILE_STOPPED),
+    "there is no stagger": ("_staggered", no_rule, STAGGERED, Violation.TOO_SOON),
+    "the stagger is forgotten with each newer build": (
+        "_staggered",
+        within_one_rollout(admission._staggered),
+        STAGGERED,
+        Violation.TOO_SOON,
+    ),
+    "the fleet does not wait for the canaries": ("_unpromoted", no_rule, CANARIES_FIRST, Violation.NOT_PROMOTED),
+    "a ramp counts who has begun": ("limit_now", whoever_began, RAMPED, Violation.BEYOND_THE_RAMP),
+    "a ramp counts who has failed": ("limit_now", whoever_failed, RAMPED, Violation.BEYOND_THE_RAMP),
     "who failed tries again": ("_failed", no_rule, {"policy": RolloutTable(budget=Share(1))}, Violation.FAILED_AGAIN),
 }
 """What differs in `deployd_core.admission` itself: the rule, what stands in for it, the scope."""
@@ -202,6 +243,49 @@ def test_a_budget_of_one_too_many_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(admission, "over_budget", late)
 
     assert Violation.TOO_MANY_FAILED is found().violation
+
+
+def test_a_newer_build_that_keeps_what_the_last_one_earned_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ramp begins anew with every build, and so does the wait for the canaries."""
+    real = advancing.begun
+
+    def goes_on(before: Rollout, *rest: Any, **more: Any) -> Rollout:
+        return replace(real(before, *rest, **more), grants_before=before.grants_before)
+
+    def for_all(before: Rollout, *rest: Any, **_: Any) -> Rollout:
+        return real(before, *rest, needs_promotion=False)
+
+    may = "retry, supersede, fail"
+    monkeypatch.setattr(protocol, "begun", goes_on)
+    assert Violation.BEYOND_THE_RAMP is found(may, **RAMPED).violation
+
+    monkeypatch.setattr(protocol, "begun", for_all)
+    assert Violation.NOT_PROMOTED is found(may, **CANARIES_FIRST).violation
+
+
+BAKES: dict[str, Change] = {
+    "the first canary decides": lambda canaries: canaries[:1],
+    "a canary whose agent is gone has not been heard to be sick": lambda canaries: [
+        replace(canary, alive=True) for canary in canaries
+    ],
+    "a canary bakes from when the first of them is healthy": lambda canaries: [
+        replace(canary, status=canary.status and replace(canary.status, since=min(found.status.since for found in canaries)))
+        for canary in canaries
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BAKES)
+def test_a_build_that_is_promoted_too_soon_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every canary must have been healthy with it for the time to bake, and be there to say so."""
+    real, change = advancing.bake_of, BAKES[name]
+
+    def bake_of(build: str, standings: list[Standing]) -> Bake:
+        return real(build, change([standing for standing in standings if standing.role is Role.CANARY]))
+
+    monkeypatch.setattr(protocol, "bake_of", bake_of)
+
+    assert Violation.NOT_BAKED is found("crash, rot, fail, retry", **CANARIES_FIRST).violation
 
 
 def test_going_back_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from deployd_core.testing.coordination import MemoryCoordination, MemoryEnsemble
 from deployd_core.units import Duration, Share
 
 HOSTS = {"h1": "z1", "h2": "z2", "h3": "z1", "h4": "z2"}
-STAGGER = 10.0
+STAGGER, BAKE = 10.0, 5.0
 
 
 class Machine:
@@ -40,6 +40,8 @@ class Machine:
         self.excused = False
         self.done = ""
         """The last rollout that it completed."""
+        self.since: datetime | None = None
+        """Since when it reports that it is healthy with it; None while it reports something else."""
 
     @property
     def out(self) -> bool:
@@ -56,7 +58,7 @@ LIMITS = st.builds(
     hosts=st.sampled_from([Share(1), Share(2), Share("50%"), None]),
     per_zone=st.sampled_from([None, None, Share(1)]),
 )
-POLICIES = st.builds(
+ANY_POLICIES = st.builds(
     RolloutTable,
     budget=st.sampled_from([Share(0), Share(1), Share(1), Share("50%")]),
     on_budget=st.sampled_from(OnBudget),
@@ -65,8 +67,19 @@ POLICIES = st.builds(
     stagger=st.sampled_from([Duration("0s"), Duration("0s"), Duration("0s"), Duration(f"{STAGGER:.0f}s")]),
     canary_first=st.sampled_from([False, False, True]),
     promotion=st.sampled_from(Promotion),
-    bake=st.just(Duration("5s")),
+    bake=st.just(Duration(f"{BAKE:.0f}s")),
 )
+CAREFUL_POLICIES = st.builds(
+    RolloutTable,
+    budget=st.sampled_from([Share(1), Share("50%")]),
+    ramp=st.sampled_from([(Share(1), Share("50%")), (Share(1), Share(1))]),
+    stagger=st.sampled_from([Duration("0s"), Duration(f"{STAGGER:.0f}s")]),
+    canary_first=st.just(True),
+    promotion=st.just(Promotion.AUTO),
+    bake=st.just(Duration(f"{BAKE:.0f}s")),
+)
+"""Canaries first and promoted by themselves, then a ramp, and time between any two hosts."""
+POLICIES = ANY_POLICIES | CAREFUL_POLICIES
 HOST = st.sampled_from(sorted(HOSTS))
 
 
@@ -83,6 +96,9 @@ class Rollouts(RuleBasedStateMachine):
         """Who holds one, as far as what was done here says."""
         self.most_held, self.most_budget = 0, 0
         self.last_grant = self.now - timedelta(days=1)
+        self.began, self.finished = 0, 0
+        """How many permits had been granted before the rollout that goes on, and how many hosts have finished since, or were taken
+        their permits by a person."""
         self.apply(policy, limit)
         self.hosts = {name: Machine(self.ensemble.coordination(name)) for name in HOSTS}
         for name, zone in HOSTS.items():
@@ -135,6 +151,7 @@ class Rollouts(RuleBasedStateMachine):
             it.done = snapshot.rollout_id
             it.handle.release_permit(snapshot, self.status(host, "converged"))
             self.permits.discard(host)
+            self.counts_as_finished()
 
     @rule(host=HOST, reverts=st.booleans())
     def fail(self, host: str, reverts: bool) -> None:
@@ -166,12 +183,14 @@ class Rollouts(RuleBasedStateMachine):
         else:
             self.fail(host, reverts=ends == "reverted")
 
-    @rule(order=st.permutations(sorted(HOSTS)), ends=st.sampled_from(["well", "well", "reverted"]))
-    def roll_all(self, order: list[str], ends: str) -> None:
-        """Every host that may rolls; one that is away or down comes back first."""
+    @rule(order=st.permutations(sorted(HOSTS)), ends=st.sampled_from(["well", "well", "reverted"]), patient=st.booleans())
+    def roll_all(self, order: list[str], ends: str, patient: bool = False) -> None:
+        """Every host that may rolls; one that is away or down comes back first. Who is patient waits before each of them."""
         for host in order:
             self.come_back(host)
             self.mend(host)
+            if patient:
+                self.wait(STAGGER)
             self.roll(host, ends)
 
     @rule(order=st.permutations(sorted(HOSTS)))
@@ -181,6 +200,21 @@ class Rollouts(RuleBasedStateMachine):
         self.roll_all(order, "well")
         self.enable(Role.FLEET)
         self.roll_all(order, "reverted")
+
+    @rule(host=HOST, order=st.permutations(sorted(HOSTS)))
+    def bad_canary_build(self, host: str, order: list[str]) -> None:
+        """A build for the canary hosts alone fails on one of them, and the fleet goes on with its own."""
+        self.go_on(retry=True)
+        for name in order:
+            self.come_back(name)
+            self.mend(name)
+        self.change_role(host, Role.CANARY)
+        self.enable(Role.FLEET)
+        self.promote()
+        self.enable(Role.CANARY)
+        self.roll(host, "reverted")
+        self.wait(STAGGER)
+        self.ask_all(order, restarts=False)
 
     @rule(order=st.permutations(sorted(HOSTS)), restarts=st.booleans())
     def ask_all(self, order: list[str], restarts: bool) -> None:
@@ -202,7 +236,8 @@ class Rollouts(RuleBasedStateMachine):
         it = self.hosts[host]
         if it.alive and it.rotted and not it.ours:
             it.rotted = False
-            it.handle.report("web", self.status(host, "waiting"))
+            done = it.snapshot is not None and it.done == it.snapshot.rollout_id
+            it.handle.report("web", self.status(host, "converged" if done else "waiting"))
 
     @rule(host=HOST)
     def crash(self, host: str) -> None:
@@ -221,6 +256,8 @@ class Rollouts(RuleBasedStateMachine):
             self.look(host)
             assert it.snapshot is not None
             assert (host in self.permits) is (it.snapshot.permit is not None)
+            if it.out:
+                it.handle.report("web", self.status(host, "degraded"))
 
     @rule(host=HOST)
     def advance(self, host: str) -> None:
@@ -233,6 +270,16 @@ class Rollouts(RuleBasedStateMachine):
         for entry in self.ensemble.history("web")[entries:]:
             if entry.verb is Verb.COMPLETE:
                 self.completed(entry.rollout)
+            if entry.verb is Verb.PROMOTE:
+                self.promoted(entry.build)
+
+    @rule(order=st.permutations(sorted(HOSTS)))
+    def bake(self, order: list[str]) -> None:
+        """Time passes, and every host looks whether that was all that was missing."""
+        self.wait(STAGGER)
+        for host in order:
+            self.look(host)
+            self.advance(host)
 
     # What people do
 
@@ -280,6 +327,8 @@ class Rollouts(RuleBasedStateMachine):
         """A person takes a permit away."""
         it = self.hosts[host]
         self.ensemble.remove_permit("web", host)
+        if host in self.permits:
+            self.counts_as_finished()
         self.permits.discard(host)
         it.taken = it.ours
         if it.alive and it.taken:
@@ -312,6 +361,9 @@ class Rollouts(RuleBasedStateMachine):
         if self.policy.canary_first and role is Role.FLEET:
             assert snapshot.enabled is not None
             assert rollout.promoted == snapshot.enabled.build, "granted before it was promoted"
+        if self.policy.ramp and not rollout.rollback_of:
+            self.since_it_began()
+            assert len(self.permits) < self.step(), "more permits than the step of the ramp"
         if self.policy.stagger:
             assert (self.now - self.last_grant).total_seconds() >= STAGGER, "granted too soon after another"
         self.counted(host)
@@ -332,6 +384,38 @@ class Rollouts(RuleBasedStateMachine):
         if not self.hosts[host].counts:
             room = min(most, len(HOSTS) - self.policy.min_available.at_least(len(HOSTS)))
             assert len(out) + 1 <= room, "too few are left"
+
+    def since_it_began(self) -> None:
+        """Begin to count anew with each rollout, and each retry."""
+        began = self.ensemble.rollout("web").grants_before
+        if began != self.began:
+            self.began, self.finished = began, 0
+
+    def counts_as_finished(self) -> None:
+        self.since_it_began()
+        self.finished += 1
+
+    def step(self) -> int:
+        """How many may restart at a time: step by step as many must have finished as it lets begin."""
+        behind = 0
+        for share in self.policy.ramp:
+            size = share.at_most(len(HOSTS))
+            if self.finished < behind + size:
+                return size
+            behind += size
+        return len(HOSTS)
+
+    def promoted(self, build: str) -> None:
+        """A build that was promoted by itself: every canary host has had the time to show what is wrong with it."""
+        assert (Promotion.AUTO, RolloutState.OPEN) == (self.policy.promotion, self.ensemble.rollout("web").state)
+        canaries = [name for name in HOSTS if self.role(name) is Role.CANARY]
+        assert canaries, "promoted by nobody"
+        for name in canaries:
+            it = self.hosts[name]
+            assert (build, True, False) == (it.build, it.alive, it.out), f"{name} does not serve it"
+            assert name not in self.permits
+            assert it.since is not None, f"{name} does not report it"
+            assert (self.now - it.since).total_seconds() >= BAKE, f"{name} has not baked it"
 
     def completed(self, rollout_id: str) -> None:
         """A rollout that was put on record as complete."""
@@ -369,6 +453,7 @@ class Rollouts(RuleBasedStateMachine):
     def status(self, host: str, step: str) -> HostStatus:
         it = self.hosts[host]
         assert it.snapshot is not None
+        it.since = self.now if step == "converged" else None
         return HostStatus(
             host=host,
             zone=HOSTS[host],

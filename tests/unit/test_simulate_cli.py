@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -10,11 +11,13 @@ from msgspec.structs import replace
 
 from deployd_core.cli.main import run
 from deployd_core.cli.simulated import by_zone, measured
+from deployd_core.cli.simulation import Wish
 from deployd_core.plugins import Plugins
 from deployd_core.simulate.picture import draw, values_at
 from deployd_core.simulate.record import Record
 from deployd_core.simulate.runner import Outcome, Summary, simulate
 from deployd_core.simulate.scenario import Scenario, roster, spec_for
+from deployd_core.units import Duration
 
 SPEC = """
 [service]
@@ -65,6 +68,84 @@ def test_requests_that_restarts_cut_are_counted(capsys):
 
     assert 4 * 2 * 2 == found[0]
     assert 0 == found[1] < found[2] < found[0]
+
+
+LOOKS = """
+from deployd_core.api import *
+
+
+class Looks(Strategy[FleetOptions]):
+    '''Restart the host of the primary last.'''
+
+    name = "looks"
+
+    def facts(self, host):
+        raise Unavailable("there is no world to look at")
+
+    def plan(self, view):
+        here = view.facts.get("primary", "nobody knows")
+        blocked = here if here == "nobody knows" else ""
+        return Plan(cycle=view.stale, limit=self.options.fleet_limit, priority=0 if here else 1, why="all", impossible=blocked)
+
+
+@hookimpl
+def deployd_strategies():
+    return [Looks]
+"""
+
+
+@pytest.fixture
+def looks(tmp_path):
+    """The beginning of a command about a strategy that looks at hosts, on a fleet of four."""
+    (tmp_path / "looks.py").write_text(LOOKS)
+    where = ["--plugins-dir", str(tmp_path)]
+    return ["strategies", "simulate", "looks", "--hosts", "4", "--zones", "1", "-o", "limit=1", *where]
+
+
+def test_what_a_strategy_finds_is_given_for_each_host_or_for_all(capsys, looks):
+    """The one host with the primary goes last wherever it stands, unless nobody waits when it asks."""
+    last = []
+    for host in ("host-1", "host-3", "host-4"):
+        facts = ["--facts", '{"primary": ""}', "--facts", f'{host}={{"primary": "web@8001"}}']
+        code = run([*looks, "--seed", "3", *facts, "--json"])
+        shown = json.loads(capsys.readouterr().out)["shown"]["order"]
+        last.append((code, shown.index(host) in (0, 3)))
+
+    assert [(0, True)] * 3 == last
+
+
+def test_the_command_that_runs_it_again_has_the_same_facts():
+    """What a strategy was shown decides the run as much as the seed."""
+    facts = ('{"primary": ""}', 'host-3={"primary": "web@8001"}')
+    names = {"hosts": 6, "zones": 1, "instances": 2, "spec_file": None, "service": "", "build": "", "faults": "", "seeds": 9}
+    wish = Wish(strategy="looks", options=(), start=Duration("20s"), seed=1, facts=facts, **names)
+
+    words = shlex.split(wish.again(7))
+
+    assert list(facts) == [words[number + 1] for number, word in enumerate(words) if word == "--facts"]
+
+
+def test_a_strategy_that_is_shown_nothing_is_said_to_be(capsys, looks):
+    """It plans as after a look that failed, and who runs it is told what is missing."""
+    run(looks)
+    shown = capsys.readouterr()
+
+    assert "deployd: warning: looks looks at hosts, and is shown nothing: say what it finds, with --facts JSON" in shown.err
+    assert "is blocked: nobody knows" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ("host-9={}", "there is no host 'host-9'. did you mean 'host-4'? known: host-1, host-2, host-3, host-4"),
+        ("host-1=[]", "must be an object"),
+        ("{'a': 1}", "not JSON"),
+    ],
+)
+def test_facts_that_cannot_be_meant_are_refused(capsys, looks, facts, message):
+    """A host that is not there is a slip of the pen."""
+    assert 2 == run([*looks, "--facts", facts])
+    assert message in capsys.readouterr().err
 
 
 def test_a_pipe_gets_no_colour_and_always_the_same(capsys):

@@ -9,7 +9,7 @@ import pytest
 from primary_last import PrimaryLast, PrimaryLastOptions
 
 from deployd_core.api import HostCall, Unavailable
-from deployd_core.testing import StrategyContract, host_view
+from deployd_core.testing import StrategyContract, host_view, virtual_fleet
 
 PLAN = PrimaryLast(PrimaryLastOptions()).plan
 
@@ -47,6 +47,18 @@ def test_hosts_without_the_primary_are_served_first() -> None:
     elsewhere = PLAN(host_view("stale", facts={"primary": "db7@5432"}))
 
     assert elsewhere.priority > here.priority
+
+
+def test_in_a_fleet_the_host_of_the_primary_goes_last() -> None:
+    """But where it asks for its permit while nobody else waits: then it goes first, and holds nobody up."""
+    facts = {"": {"primary": ""}, "host-3": {"primary": "web@8001"}}
+
+    runs = [virtual_fleet(PrimaryLast, hosts=6, zones=1, facts=facts, seed=seed) for seed in range(10)]
+    places = [run.order.index("host-3") for run in runs]
+
+    assert {6} == {run.converged for run in runs}
+    assert {0, 5} >= set(places)
+    assert places.count(5) > 5
 
 
 def test_while_nobody_knows_the_primary_nothing_is_touched() -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from deployd_core.api import FleetOptions, HostCall, HostView, Meta, Options, Phase, Plan, Share, Strategy, hookimpl
+from deployd_core.api import FleetOptions, HostCall, HostView, Meta, Options, Phase, Plan, Share, Strategy, Unavailable, hookimpl
 
 
 class NarrowOptions(FleetOptions, frozen=True, kw_only=True):
@@ -268,6 +268,38 @@ class FindsNoNames(Looks):
 
     def facts(self, host: HostCall) -> Mapping[str, object]:
         return ["web@1"]  # type: ignore[return-value]
+
+
+class FindsAnObject(Looks):
+    """Return what no JSON can say."""
+
+    name = "finds-an-object"
+
+    def facts(self, host: HostCall) -> Mapping[str, object]:
+        return {"busy": {object()}}
+
+
+class CannotLook(Looks):
+    """Say on purpose that it cannot look."""
+
+    name = "cannot-look"
+
+    def facts(self, host: HostCall) -> Mapping[str, object]:
+        raise Unavailable("nobody is there to ask")
+
+
+class KeepsWhatItFinds(Strategy[Options]):
+    """Plan by what it has found, and not by what it is shown."""
+
+    name = "keeps-what-it-finds"
+    found = ""
+
+    def facts(self, host: HostCall) -> Mapping[str, object]:
+        self.found = host.host
+        return {"host": host.host}
+
+    def plan(self, view: HostView) -> Plan:
+        return Plan(cycle=view.stale, why=self.found or "nothing found")
 
 
 @hookimpl
