@@ -206,9 +206,13 @@ class Nginx(Balancer):
 
     @property
     def broken(self) -> list[str]:
-        """What its log says of connections to its servers that broke."""
+        """What its log says of connections to its servers that broke.
+
+        One that was reset before anything was sent on it (`connect() failed`) was refused, a moment late, and nothing is lost.
+        """
         signs = ("prematurely closed", "reset by peer", "no live upstreams", "Broken pipe")
-        return [line for line in self.log.splitlines() if any(sign in line for sign in signs) and "upstream" in line]
+        lines = [line for line in self.log.splitlines() if "upstream" in line and "connect() failed" not in line]
+        return [line for line in lines if any(sign in line for sign in signs)]
 
 
 class Haproxy(Balancer):

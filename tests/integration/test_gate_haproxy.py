@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import subprocess
@@ -397,6 +398,14 @@ def test_unknown_server_is_named(site: Site, server: str) -> None:
     assert () == gate.closed(site.call())
 
 
+def connects(path: Path) -> bool:
+    """Whether somebody listens on a socket."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        return True
+    return False
+
+
 def test_socket_that_may_only_look_is_told(site: Site) -> None:
     """A socket without `level admin` is a matter of configuration, and the error says which line; nothing counts as closed."""
     site.haproxy.stop()
@@ -406,6 +415,7 @@ def test_socket_that_may_only_look_is_told(site: Site) -> None:
     with subprocess.Popen(site.haproxy.command(path)) as process:
         try:
             wait_for_port(port)
+            assert eventually(lambda: connects(site.haproxy.socket))  # a moment after it has begun to take clients
             with pytest.raises(ConfigError, match="may only look") as caught:
                 site.gate.close(site.closing())
             assert "level admin" in caught.value.hint
