@@ -193,6 +193,33 @@ def completed_by(rollout_id: str, standings: Iterable[Standing]) -> bool:
     return anybody
 
 
+def recorded(before: Rollout, rollout_id: str, role: Role, enabled: Enabled, at: str) -> tuple[Rollout, HistoryEntry]:
+    """The rollout with it on record that every host has completed that one, and the entry that tells so."""
+    completed = enabled if role is Role.FLEET else before.completed
+    entry = HistoryEntry(verb=Verb.COMPLETE, build=enabled.build, role=role, at=at, rollout=rollout_id)
+    return replace(before, done={**before.done, rollout_id: at}, completed=completed), entry
+
+
+def to_promote(policy: RolloutTable, rollout: Rollout, fleet: Enabled | None, canary: Enabled | None) -> Enabled | None:
+    """The build that the canary hosts have and the fleet has not yet; None when there is none.
+
+    Args:
+        policy: What the spec says.
+        rollout: What is on record.
+        fleet: The build of the fleet.
+        canary: The canary hosts' own; None while they follow the fleet.
+    """
+    if canary is not None and (fleet is None or canary.build != fleet.build):
+        return canary
+    return fleet if fleet is not None and policy.canary_first and rollout.promoted != fleet.build else None
+
+
+def until_promoted(build: str, standings: Iterable[Standing], policy: RolloutTable, now: datetime) -> float | None:
+    """Seconds until a build may be promoted by itself, 0 when it may; None while nobody can say."""
+    baked = bake_of(build, standings).baked_at(policy)
+    return None if baked is None else max(0.0, (baked - now).total_seconds())
+
+
 def bake_of(build: str, standings: Iterable[Standing]) -> Bake:
     """How far the canary hosts are with a build."""
     canaries = [host for host in standings if host.role is Role.CANARY]

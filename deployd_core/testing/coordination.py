@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from msgspec.structs import replace
 
 from deployd_core.admission import admit
-from deployd_core.advancing import bake_of, begun, canaries_rejoin, completed_by, waits_for_canaries, with_failure
+from deployd_core.advancing import begun, canaries_rejoin, completed_by, recorded, until_promoted, waits_for_canaries, with_failure
 from deployd_core.coordination import (
     Denial,
     Denied,
@@ -382,16 +382,17 @@ class MemoryEnsemble:
             return _ASK_AGAIN  # another one has begun meanwhile
         if rollout_id not in found.rollout.done and completed_by(rollout_id, found.standings()):
             role = Role.FLEET if rollout_id == found.rollout_id(Role.FLEET) else Role.CANARY
-            at, enabled = self._clock().isoformat(), found.enabled[role]
-            completed = enabled if role is Role.FLEET else found.rollout.completed
-            found.rollout = replace(found.rollout, done={**found.rollout.done, rollout_id: at}, completed=completed)
-            found.history.append(HistoryEntry(verb=Verb.COMPLETE, build=enabled.build, role=role, at=at, rollout=rollout_id))
+            at = self._clock().isoformat()
+            found.rollout, entry = recorded(found.rollout, rollout_id, role, found.enabled[role], at)
+            found.history.append(entry)
             self._wrote(snapshot.service, "rollout")
         build = found.unpromoted() if promotes else None
         if build is None:
             return None if rollout_id in found.rollout.done else _ASK_AGAIN
-        baked, now = bake_of(build.build, found.standings()).baked_at(found.policy), self._clock()
-        if baked is None or now < baked or may_promote(build.build):
-            return _ASK_AGAIN if baked is None or now >= baked else (baked - now).total_seconds()
+        left = until_promoted(build.build, found.standings(), found.policy, self._clock())
+        if left:
+            return left
+        if left is None or may_promote(build.build):
+            return _ASK_AGAIN
         self.promote(snapshot.service, by="deployd")
         return None

@@ -12,7 +12,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from deployd_core.admission import Request
-from deployd_core.advancing import Now, Standing
+from deployd_core.advancing import Now, Standing, to_promote
 from deployd_core.coordination import (
     PATIENCE,
     Enabled,
@@ -181,10 +181,7 @@ class MemoryService(Struct, kw_only=True):
 
     def unpromoted(self) -> Enabled | None:
         """The build that the canary hosts have and the fleet has not."""
-        fleet, canary = self.enabled.get(Role.FLEET), self.enabled.get(Role.CANARY)
-        if canary is not None and (fleet is None or fleet.build != canary.build):
-            return canary
-        return fleet if fleet and self.policy.canary_first and self.rollout.promoted != fleet.build else None
+        return to_promote(self.policy, self.rollout, self.enabled.get(Role.FLEET), self.enabled.get(Role.CANARY))
 
     def standings(self) -> Iterator[Standing]:
         """How every host stands, one after another."""

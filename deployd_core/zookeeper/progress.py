@@ -7,7 +7,7 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from deployd_core.advancing import Standing, bake_of, completed_by
+from deployd_core.advancing import Standing, completed_by, recorded, to_promote, until_promoted
 from deployd_core.coordination import Enabled, HistoryEntry, Rollout, RolloutState, Snapshot, Verb
 from deployd_core.errors import Conflict
 from deployd_core.model import Role
@@ -53,11 +53,8 @@ def _standing(entry: HostEntry) -> Standing:
 
 def unpromoted(record: ServiceRecord) -> Enabled | None:
     """The build that the canaries have and the fleet has not yet; None when there is none."""
-    if record.canary is not None and (record.enabled is None or record.canary.build != record.enabled.build):
-        return record.canary
     policy = record.spec.rollout if record.spec else RolloutTable()
-    waits = policy.canary_first and record.enabled is not None and record.rollout.promoted != record.enabled.build
-    return record.enabled if waits else None
+    return to_promote(policy, record.rollout, record.enabled, record.canary)
 
 
 def promote(session: Session, record: ServiceRecord, build: Enabled, *, by: str, why: str, at: str) -> str:
@@ -94,8 +91,7 @@ def complete(session: Session, service: str, rollout_id: str, hosts: Iterable[St
         enabled, decider = record.enabled_for(role), nodes[paths.enabled_for(role)]
         if enabled is None or decider is None or rollout_id != record.rollout_for(role):
             return False
-        after = replace(before, done={**before.done, rollout_id: at}, completed=enabled if role is Role.FLEET else before.completed)
-        entry = HistoryEntry(verb=Verb.COMPLETE, build=enabled.build, role=role, at=at, rollout=rollout_id)
+        after, entry = recorded(before, rollout_id, role, enabled, at)
         transaction = session.transaction().check(paths.enabled_for(role), decider.stat.version)
         transaction.set(paths.rollout, layout.encode(after), gate.stat.version)
         transaction.create(paths.history_entry, layout.encode(entry), sequence=True)
@@ -130,12 +126,10 @@ def _promote_when_baked(session: Session, fleet: FleetStatus, may_promote: Calla
     build, policy = unpromoted(record), record.spec.rollout if record.spec else RolloutTable()
     if build is None:
         return None
-    baked = bake_of(build.build, standings(fleet)).baked_at(policy)
-    if baked is None:
-        return _ASK_AGAIN
-    if now < baked:
-        return (baked - now).total_seconds()
-    if may_promote(build.build):
+    left = until_promoted(build.build, standings(fleet), policy, now)
+    if left:
+        return left
+    if left is None or may_promote(build.build):
         return _ASK_AGAIN
     why = f"the canaries were healthy with it for {policy.bake}"
     try:

@@ -1,7 +1,7 @@
 """What can happen next in a fleet: hosts read, are granted permits, restart, fail; agents and machines die; people intervene.
 
 Who may hold a permit, what a failure does to a rollout and what a newer build does to it is decided by the functions that deployd
-runs: `admit`, `with_failure`, `begun`, `lacking`, `bake_of`. Here is only what is around them: the state, and the transactions.
+runs: `admit`, `with_failure`, `begun`, `lacking`, `until_promoted`. Here is only what is around them: the state, the transactions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from deployd_core.admission import Granted, Request, over_budget
-from deployd_core.advancing import Now, Standing, bake_of, begun, lacking, with_failure
+from deployd_core.advancing import Now, Standing, begun, lacking, until_promoted, with_failure
 from deployd_core.coordination import Enabled, Failure, Freeze, HistoryEntry, HostStatus, Rollout, RolloutState, Verb
 from deployd_core.coordination import Permit as HeldPermit
 from deployd_core.model import Role
@@ -215,8 +215,8 @@ def _bakes(rules: Rules, fleet: Fleet, me: Host, others: Sequence[Host]) -> Iter
     """Time passes for a canary; one that finds the build baked promotes it, unless somebody has stopped the rollout."""
     if not me.baked:
         yield Move("bakes", fleet, me._replace(baked=True))
-    baked_at = bake_of("v2", _standings((me, *others))).baked_at(rules.policy)
-    if fleet.state is RolloutState.OPEN and not fleet.promoted and baked_at is not None and baked_at <= NOW:
+    left = until_promoted("v2", _standings((me, *others)), rules.policy, NOW)
+    if fleet.state is RolloutState.OPEN and not fleet.promoted and left == 0:
         event = Event(written=Read.ROLLOUT)
         yield Move("promotes it", fleet._replace(promoted=True, allowed=True), me, event)
 

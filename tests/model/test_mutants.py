@@ -283,7 +283,7 @@ def test_a_build_that_is_promoted_too_soon_is_caught(name: str, monkeypatch: pyt
     def bake_of(build: str, standings: list[Standing]) -> Bake:
         return real(build, change([standing for standing in standings if standing.role is Role.CANARY]))
 
-    monkeypatch.setattr(protocol, "bake_of", bake_of)
+    monkeypatch.setattr(advancing, "bake_of", bake_of)
 
     assert Violation.NOT_BAKED is found("crash, rot, fail, retry", **CANARIES_FIRST).violation
 
