@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from msgspec.structs import replace
 
-from deployd_core.advancing import Now, Standing, bake_of, begun, lacking, with_failure
+from deployd_core.advancing import Now, Standing, bake_of, begun, lacking, recorded, to_promote, until_promoted, with_failure
 from deployd_core.coordination import Enabled, Failure, HistoryEntry, HostStatus, Permit, Rollout, RolloutState, Verb
 from deployd_core.model import Role
 from deployd_core.spec import OnBudget, Promotion, RolloutTable
@@ -200,6 +200,39 @@ def test_every_straggler_is_named() -> None:
     assert ("h2", "h3") == lacking("v2-b", hosts)
 
 
+@pytest.mark.parametrize(("role", "completed"), [(Role.FLEET, Enabled(build="v3")), (Role.CANARY, COMPLETED)])
+def test_what_the_fleet_has_completed_is_what_can_be_gone_back_to(role: Role, completed: Enabled) -> None:
+    """What is complete is added to what is on record; a build that only the canaries have completed is not gone back to."""
+    before = Rollout(done={"v2-b": AT}, completed=COMPLETED)
+
+    after, entry = recorded(before, "v3-c", role, Enabled(build="v3"), "later")
+
+    assert Rollout(done={"v2-b": AT, "v3-c": "later"}, completed=completed) == after
+    assert HistoryEntry(verb=Verb.COMPLETE, build="v3", role=role, at="later", rollout="v3-c") == entry
+
+
+@pytest.mark.parametrize(
+    ("canary_first", "promoted", "fleet", "own", "waits"),
+    [
+        (False, "", "v2", None, None),
+        (False, "", "v2", "v2", None),
+        (False, "", "v2", "v3", "v3"),
+        (False, "", None, "v3", "v3"),
+        (True, "v1", "v2", None, "v2"),
+        (True, "v2", "v2", None, None),
+        (True, "v1", None, None, None),
+    ],
+)
+def test_a_build_waits_while_the_canaries_alone_may_have_it(
+    canary_first: bool, promoted: str, fleet: str | None, own: str | None, waits: str | None
+) -> None:
+    """One of their own waits, and with `canary_first` every build of the fleet that nobody has promoted."""
+    builds = [Enabled(build=build) if build else None for build in (fleet, own)]
+    found = to_promote(RolloutTable(canary_first=canary_first), Rollout(promoted=promoted), *builds)
+
+    assert waits == (found and found.build)
+
+
 def canary(name: str, since: str = AT, **changes: object) -> Standing:
     """A canary host that is done with v3."""
     status = replace(STATUS, host=name, served="v3", since=since, rollout="v3-c")
@@ -214,6 +247,9 @@ def test_a_build_bakes_from_when_the_last_canary_got_healthy() -> None:
     assert (("c1", "c2"), (), NOON + timedelta(minutes=5)) == (bake.canaries, bake.lacking, bake.since)
     assert NOON + timedelta(minutes=15) == bake.baked_at(auto)
     assert None is bake.baked_at(replace(auto, promotion=Promotion.MANUAL))
+    assert [60.0, 0.0, 0.0] == [
+        until_promoted("v3", [canary("c1")], auto, NOON + timedelta(minutes=minutes)) for minutes in (9, 10, 11)
+    ]
 
 
 @pytest.mark.parametrize(
