@@ -307,6 +307,8 @@ class Engine:
             self._looking.learnt(outcome.value, error)
         else:
             self._take_act(kind, name, outcome, error)
+            if kind in _GIVING_BACK and self._woken_at >= outcome.started:
+                self._setbacks.lift(kind)  # what it has to wait for may have come while it was asking
 
     def _take_act(self, kind: str, name: str, outcome: Outcome, error: DeploydError | None) -> None:
         now = self._clock.monotonic()
@@ -344,9 +346,8 @@ class Engine:
                 self._digest = outcome.value
             case "warmup":
                 self._looking.warmed(name)
-            case "takepermit":
-                # A permit shows in the next snapshot; a no is a setback that any change in ZooKeeper ends.
-                self._changed |= self._turn.answered(outcome.value, now) or self._woken_at >= outcome.started
+            case "takepermit":  # a permit shows in the next snapshot; a no is a setback that any change in ZooKeeper ends
+                self._changed |= self._turn.answered(outcome.value, now)
                 self._alarm(outcome.value)
             case "recordfailure" | "leavequeue":  # or the same would be planned again until somebody writes something
                 self._changed = True

@@ -15,7 +15,7 @@ import pytest
 
 from deployd_core import performing, setbacks
 from deployd_core.clock import SystemClock
-from deployd_core.coordination import Link, Permit
+from deployd_core.coordination import Denial, Denied, Link, Permit
 from deployd_core.engine import Engine
 from deployd_core.errors import Unavailable
 from deployd_core.events import Events
@@ -96,10 +96,13 @@ class Host:
     def queued(self) -> bool:
         return self.ensemble.read("web", "h1", "z").queued
 
-    def wait(self, condition: Callable[[Any], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not ((status := self.status()) is not None and condition(status)):
-            assert time.monotonic() < deadline, status
+    def wait(self, condition: Callable[[Any], bool], *, within: float = 20) -> None:
+        self.until(lambda: (status := self.status()) is not None and condition(status), within=within)
+
+    def until(self, condition: Callable[[], bool], *, within: float = 20) -> None:
+        deadline = time.monotonic() + within
+        while not condition():
+            assert time.monotonic() < deadline, self.status()
             time.sleep(0.02)
 
 
@@ -161,6 +164,36 @@ def test_what_cannot_be_put_on_record_is_tried_again_with_patience(host: Host, m
 
     full.clear()
     host.wait(lambda status: status.step == "converged")
+
+
+@pytest.mark.parametrize("answer", [Denied(code=Denial.QUEUED, reason="others asked first"), Unavailable("ZooKeeper is away")])
+def test_what_changes_while_a_host_asks_for_a_permit_is_not_missed(host: Host, answer: Denied | Unavailable) -> None:
+    """An engine that went round because of a change while the request was under way asks again as soon as it is refused."""
+    host.apply()
+    inner = host.coordination.take_permit
+    asking, go_on, asked = threading.Event(), threading.Event(), []
+
+    def take_permit(*arguments: Any, **named: Any) -> Any:
+        asked.append(named)
+        if len(asked) > 4:
+            return inner(*arguments, **named)
+        if len(asked) == 4:  # after so many errors the next attempt waits for long
+            asking.set()
+            go_on.wait(20)
+        if isinstance(answer, Unavailable):
+            raise answer
+        return answer
+
+    host.coordination.take_permit = take_permit
+    host.enable("v1")
+    host.start()
+    host.until(lambda: host.engine.wake() or asking.is_set())
+    rounds = host.rounds
+    host.engine.wake()
+    host.until(lambda: host.rounds > rounds)
+    go_on.set()
+
+    host.wait(lambda status: status.step == "converged", within=5)
 
 
 def test_a_problem_that_comes_while_a_report_is_under_way_is_reported_soon(host: Host) -> None:
