@@ -28,7 +28,7 @@ _QUIET = 3
 _DOWN_TO_STAY = 2.0
 """Seconds without a process after which a restart counts as failed."""
 _STALE, _DRAINING, _RESTARTING = Phase.STALE, Phase.DRAINING, Phase.RESTARTING
-_WARMING, _RETURNING, _READY = Phase.WARMING, Phase.RETURNING, Phase.READY
+_WARMING, _RETURNING, _READY, _HEALTHY = Phase.WARMING, Phase.RETURNING, Phase.READY, Health.HEALTHY
 """Looked up once: on Python 3.11 to find a member on its class takes as long as to make a view."""
 _CLOSED = "closed:"  # how the key of a wait begins that tells since when a gate is closed
 _OPPOSITES: dict[type[InstanceAct], type[InstanceAct]] = {CloseGate: OpenGate, OpenGate: CloseGate}
@@ -72,7 +72,7 @@ def phase_of(facts: InstanceFacts, seen: Observation) -> Phase:
     if seen.busy and Restart.key_of(facts.name) in seen.busy:
         return _RESTARTING
     if facts.running and seen.right(facts):
-        if facts.gate_closed or not _steady(facts, seen):
+        if facts.gate_closed or not _steady(facts, seen.rules):
             return _WARMING
         return _RETURNING if _clients_away(facts, seen) else _READY
     if facts.ordered:
@@ -131,7 +131,8 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
         act = _next_move(facts, view, seen, wish)
         setback = seen.setbacks.get(act.key) if act else None
         manager_away = view.phase is _WARMING and _environment(facts, seen)
-        failure = "" if manager_away else _failure(facts, view, seen, setback)
+        deadline = _deadline(facts, view, seen.rules)
+        failure = "" if manager_away else _failure(facts, view, seen, setback, deadline)
         if failure:
             failures.append(failure)
         elif act is not None and _may(act, seen):
@@ -139,7 +140,7 @@ def plan(seen: Observation, shown: tuple[InstanceView, ...], wish: Plan) -> Move
         if type(act) not in _OPPOSITES:
             acts += renewal(facts, seen)
         if not manager_away:
-            deadlines.append(_deadline(facts, view, seen.rules))
+            deadlines.append(deadline)
         reasons.append(f"{facts.name}: {setback.reason if setback else _state_of_wait(facts, view, seen)}")
     if failures:
         return Moves(acts=leftovers(seen), failure="; ".join(failures))
@@ -155,7 +156,7 @@ def leftovers(seen: Observation) -> tuple[Act, ...]:
 
     Whoever cannot stays closed while others serve; when nobody does, the lease runs out and clients may try their luck.
     """
-    serving = any(facts.health is Health.HEALTHY and not facts.gate_closed for facts in seen.instances)
+    serving = any(facts.health is _HEALTHY and not facts.gate_closed for facts in seen.instances)
     acts: tuple[Act, ...] = ()
     for facts in seen.instances:
         if not facts.gate_closed or facts.gate_held:
@@ -168,17 +169,16 @@ def leftovers(seen: Observation) -> tuple[Act, ...]:
     return acts
 
 
-def _steady(facts: InstanceFacts, seen: Observation) -> bool:
+def _steady(facts: InstanceFacts, rules: Rules) -> bool:
     """Healthy often enough in a row, and for long enough."""
-    if facts.healthy_since is None or facts.healthy_until is None:
+    if facts.healthy_since is None or facts.healthy_until is None or not _healthy(facts, rules):
         return False
     # From look to look, and not until now: that nothing was heard since is no evidence.
-    healthy_for = max(0.0, facts.healthy_until - facts.healthy_since)
-    return healthy_for >= seen.rules.stable_for and _healthy(facts, seen.rules)
+    return max(0.0, facts.healthy_until - facts.healthy_since) >= rules.stable_for
 
 
 def _healthy(facts: InstanceFacts, rules: Rules) -> bool:
-    return facts.streak >= rules.healthy_after and facts.health is Health.HEALTHY
+    return facts.streak >= rules.healthy_after and facts.health is _HEALTHY
 
 
 def _clients_away(facts: InstanceFacts, seen: Observation) -> bool:
@@ -204,11 +204,11 @@ def _may(act: InstanceAct, seen: Observation) -> bool:
 
 def _deadline(facts: InstanceFacts, view: InstanceView, rules: Rules) -> float:
     drain = rules.drain
-    if drain is None or view.phase not in (_DRAINING, _RETURNING):
-        return view.since + (rules.restart_timeout if view.phase is _RESTARTING else rules.healthy_timeout)
-    if view.phase is _RETURNING:
+    if drain is not None and view.phase is _DRAINING:
+        return view.since + _drain_time(drain, rules)
+    if drain is not None and view.phase is _RETURNING:
         return (facts.opened_at or view.since) + drain.traffic_timeout
-    return view.since + _drain_time(drain, rules)
+    return view.since + (rules.restart_timeout if view.phase is _RESTARTING else rules.healthy_timeout)
 
 
 def _drain_time(drain: Drain, rules: Rules) -> float:
@@ -276,16 +276,15 @@ def _next_drain_move(facts: InstanceFacts, view: InstanceView, seen: Observation
 
 
 def _state_of_wait(facts: InstanceFacts, view: InstanceView, seen: Observation) -> str:
-    match view.phase:
-        case Phase.DRAINING:
-            return _in_flight(facts)
-        case Phase.RETURNING:
-            return "open, until its clients are back"
-        case Phase.RESTARTING:
-            return "restarting"
+    if view.phase is _DRAINING:
+        return _in_flight(facts)
+    if view.phase is _RETURNING:
+        return "open, until its clients are back"
+    if view.phase is _RESTARTING:
+        return "restarting"
     if facts.running and not seen.right(facts):
         return _evidence(facts, seen)
-    if facts.health is Health.HEALTHY:
+    if facts.health is _HEALTHY:
         return "healthy, until it is stable"
     return facts.reason or "not looked at yet"
 
@@ -295,15 +294,15 @@ def _evidence(facts: InstanceFacts, seen: Observation) -> str:
     return "it is the process from before the restart" if facts.serves == seen.build else facts.evidence
 
 
-def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setback: Setback | None) -> str:
+def _failure(facts: InstanceFacts, view: InstanceView, seen: Observation, setback: Setback | None, deadline: float) -> str:
     """Why an instance has failed; empty while there is hope."""
     wrong = facts.running and not seen.right(facts)
     last = setback.reason if setback else _evidence(facts, seen) if wrong else facts.reason
     if view.phase is _WARMING and _is_down(facts, seen) and (facts.state is State.FAILED or setback is None):
         return f"{facts.name} did not stay up after its restart: {last}"
-    if view.phase is _WARMING and facts.lives >= _LIVES and facts.health is not Health.HEALTHY:
+    if view.phase is _WARMING and facts.lives >= _LIVES and facts.health is not _HEALTHY:
         return f"{facts.name} died {facts.lives - 1} times since its restart: {facts.reason or last}"
-    if seen.now < _deadline(facts, view, seen.rules) or view.phase in (_RESTARTING, _RETURNING):
+    if seen.now < deadline or view.phase in (_RESTARTING, _RETURNING):
         return ""
     if view.phase is _DRAINING:
         drain = seen.rules.drain

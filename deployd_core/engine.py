@@ -30,7 +30,7 @@ from deployd_core.events import Events
 from deployd_core.looking import Looking
 from deployd_core.model import Build, Event, Instance
 from deployd_core.observation import Observation
-from deployd_core.observing import observe, pinned_digest
+from deployd_core.observing import observe, pinned_digest, stand
 from deployd_core.performing import Identity, Performer, Scene
 from deployd_core.planner import Decision, HostStep, Remedy, plan_host, remedy_of
 from deployd_core.plugins import Plugins
@@ -218,11 +218,8 @@ class Engine:
 
     def _decide(self, snapshot: Snapshot, setup: ServiceSetup, disk: Disk, now: float) -> tuple[Observation, Decision]:
         seen = observe(
-            snapshot,
-            setup,
-            disk,
+            stand(snapshot, setup, disk, digest=self._digest),
             self._looking.facts(self._clock.time()),
-            digest=self._digest,
             tidy=self._tidy,
             busy=self._tasks.busy,
             setbacks=self._setbacks.by_key,

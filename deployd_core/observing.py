@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from msgspec.structs import replace
+
 from deployd_core.config import ServiceSetup
 from deployd_core.coordination import Enabled, Snapshot
 from deployd_core.model import FleetView, PermitView
@@ -12,12 +14,9 @@ from deployd_core.retention import Disk
 
 
 def observe(
-    snapshot: Snapshot,
-    setup: ServiceSetup,
-    disk: Disk,
+    standing: Observation,
     instances: Sequence[InstanceFacts],
     *,
-    digest: str | None,
     tidy: bool,
     busy: frozenset[str],
     setbacks: Mapping[str, Setback],
@@ -27,12 +26,35 @@ def observe(
     advanced: bool,
     now: float,
 ) -> Observation:
-    """Make the observation. `digest` is what the source said of a build that was enabled without one."""
+    """Make the observation, of what `stand` says and what changes from round to round."""
+    return replace(
+        standing,
+        now=now,
+        tidy=tidy,
+        instances=tuple(instances),
+        connected=connected,
+        advanced=advanced,
+        busy=busy,
+        setbacks=setbacks,
+        waits=waits,
+        facts=facts,
+    )
+
+
+def stand(snapshot: Snapshot, setup: ServiceSetup, disk: Disk, *, digest: str | None) -> Observation:
+    """How a service stands on a host by what ZooKeeper and the disk say, which holds until one of them says something else.
+
+    Args:
+        snapshot: What ZooKeeper says.
+        setup: What the spec names.
+        disk: What is on the disk.
+        digest: What the source said of a build that was enabled without one.
+    """
     build = snapshot.enabled.build if snapshot.enabled else None
     digest = pinned_digest(snapshot, disk, digest)
     failed, permit = snapshot.rollout.failed_in(snapshot.rollout_id), snapshot.permit
     return Observation(
-        now=now,
+        now=0.0,
         service=snapshot.service,
         host=snapshot.host,
         zone=snapshot.membership.zone,
@@ -45,21 +67,13 @@ def observe(
         restart=snapshot.rollout_id if snapshot.enabled and snapshot.enabled.restart else "",
         flipped_for=disk.flips[-1].rollout if disk.flips else "",
         flip_problem=disk.problem,
-        tidy=tidy,
         good=build is not None and disk.good[:1] == (build,),
         last_good=_last_good(snapshot.enabled, disk, setup.step_markers),
-        instances=tuple(instances),
         rules=setup.rules,
-        connected=connected,
         permit=PermitView(held=permit is not None, token=permit.token if permit else 0),
         queued=snapshot.queued,
-        advanced=advanced,
         fleet=FleetView(hosts=snapshot.hosts, permits=snapshot.permits, failed=len(failed)),
         failure=failed[snapshot.host].reason if snapshot.host in failed else None,
-        busy=busy,
-        setbacks=setbacks,
-        waits=waits,
-        facts=facts,
     )
 
 

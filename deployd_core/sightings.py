@@ -23,6 +23,7 @@ from deployd_core.observation import InstanceFacts
 _STEADY_COUNTS, _STEADY_SECONDS = 5, 1.5
 """Clients are back when at least so many counts, over at least so many seconds, found some. A gate counts a connection as recent
 for a second, so that one request shows in counts over one second: only a second request makes them span more."""
+_HEALTHY = Health.HEALTHY  # looked up once, since it is slow to find on its class
 _NO_PROCESS = "says that it runs, but not as which process: have it tell the pid (pid_file, pid), or name the instance NAME@PORT"
 
 
@@ -177,7 +178,7 @@ class Watch:
         if process is not None and process != self._last_process:
             self._last_process = process
             self._lives += 1
-        if health is Health.HEALTHY:
+        if health is _HEALTHY:
             self._streak += 1
             self._healthy_since = ended if self._healthy_since is None else self._healthy_since
             self._healthy_until = started

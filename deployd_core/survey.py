@@ -18,7 +18,7 @@ from deployd_core.coordination import Enabled, Snapshot
 from deployd_core.errors import ConfigError, NotFound
 from deployd_core.model import HostView, Instance, Plan
 from deployd_core.observation import InstanceFacts, Observation
-from deployd_core.observing import observe
+from deployd_core.observing import observe, stand
 from deployd_core.plugins import Plugins
 from deployd_core.processes import owner_here
 from deployd_core.releases import ReleaseStore
@@ -118,11 +118,8 @@ def look(here: Here) -> Observation:
         lookout = Lookout(manager=setup.manager, probe=setup.probe, gate=setup.gate, probe_timeout=timeout, owner=here.owner)
         facts = [_look_at(here, lookout, instance) for instance in setup.instances]
     return observe(
-        here.snapshot,
-        setup,
-        here.disk,
+        stand(here.snapshot, setup, here.disk, digest=None),
         facts,
-        digest=None,
         tidy=True,
         busy=frozenset(),
         setbacks={},

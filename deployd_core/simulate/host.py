@@ -16,9 +16,10 @@ from deployd_core.config import ServiceSetup
 from deployd_core.coordination import Denial, Denied, HostStatus, Link, Permit, Snapshot
 from deployd_core.errors import DeploydError
 from deployd_core.model import HostView, Plan, Role
-from deployd_core.observation import InstanceFacts
-from deployd_core.observing import observe
+from deployd_core.observation import InstanceFacts, Observation
+from deployd_core.observing import observe, stand
 from deployd_core.planner import Decision, HostStep, plan_host
+from deployd_core.retention import Disk
 from deployd_core.setbacks import Setbacks
 from deployd_core.sightings import Watch
 from deployd_core.simulate import acting, looks
@@ -140,6 +141,8 @@ class VirtualHost:
         """Of each instance, the looks until then that show nothing new."""
         self.shown: list[tuple[object, ...]] = [()] * len(self.instances)
         """Of each instance, what the last look at it showed."""
+        self._standing: tuple[Snapshot, ServiceSetup, Disk, Observation] | None = None
+        """What coordination and the disk said when it last planned."""
         self._decision: Decision | None = None
         """What it decided when it last planned."""
         self._queued = False
@@ -243,8 +246,8 @@ class VirtualHost:
         self.plans += 1
         self.world.rounds += 1
         decision = self._decide(self.snapshot, self.setup, now)
-        waits = self.waits
-        self.waits = {key: waits.get(key, now) for key in decision.waits}
+        if decision.waits != self.waits.keys():
+            self.waits = {key: self.waits.get(key, now) for key in decision.waits}
         for act in decision.acts:
             acting.begin(self, act, decision)
             if life != self.life:
@@ -254,12 +257,12 @@ class VirtualHost:
         looks.come_back(self, decision)
 
     def _decide(self, snapshot: Snapshot, setup: ServiceSetup, now: float) -> Decision:
+        known = self._standing
+        if known is None or known[0] is not snapshot or known[1] is not setup or known[2] is not self.disk:
+            known = self._standing = snapshot, setup, self.disk, stand(snapshot, setup, self.disk, digest=None)
         seen = observe(
-            snapshot,
-            setup,
-            self.disk,
+            known[3],
             self.facts(),
-            digest=None,
             tidy=self.tidy,
             advanced=self.turn.advanced,
             busy=frozenset(self.busy),

@@ -182,12 +182,12 @@ def come_back(host: VirtualHost, decision: Decision) -> None:
     for key, setback in host.setbacks.by_key.items():
         if now < setback.retry_at < NEVER and not host.idle(key):
             due.append(setback.retry_at)
-    ready, waits_for_clients = Phase.READY, host.gated and host.holds
+    ready, holds = Phase.READY, host.holds
     for number, view in enumerate(decision.instances):
         facts = host.known[number]
         if facts is None or view.phase is ready:
             continue
-        returning = waits_for_clients and awaits_clients(host, facts, now)
+        returning = holds and not facts.traffic_back and awaits_clients(host, facts, now)
         if facts.gate_closed or returning:
             due += _gate_due(host, view, facts)
         if (view.phase.in_cycle or returning) and (host.looks[number] <= now or host.looks[number] == NEVER):

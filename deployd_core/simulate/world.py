@@ -69,8 +69,8 @@ class World:
         self._wanted: dict[Role, str] = {}
         self._opens_at = 0.0
         """When a window opens that hosts wait for."""
-        self._opened_at = 0.0
-        """When one has, after the beginning."""
+        self._news_at = self.clock.began
+        """When something last got further, or a window opened: from then on nothing is expected to take for ever."""
         self._draw = scenario.behaviour.draw
         self.spec = scenario.spec
         """As it was last written."""
@@ -101,7 +101,7 @@ class World:
         patience = max(_PATIENCE, 3 * (table.healthy_timeout + table.restart_timeout))
         most = len(self.hosts) * (_MOST_ROUNDS + _MOST_ROUNDS * len(self.setup.instances))
         while len(self.done) < len(self.hosts) or any(host.busy for host in self.hosts):
-            quiet = self.agenda.next_at() - self.clock.began - max(self.ended_at, self._opened_at)
+            quiet = self.agenda.next_at() - self._news_at
             if quiet > _NET and not self._netted:
                 self._cast_net()
             elif (quiet > patience and not self._opens_soon()) or self.rounds > most:
@@ -275,7 +275,7 @@ class World:
 
     def advanced(self) -> None:
         """Something has got further."""
-        self.ended_at = self.clock.elapsed
+        self.ended_at, self._news_at = self.clock.elapsed, self.clock.now
         self._netted = False
 
     # Within.
@@ -344,7 +344,7 @@ class World:
             self.injector.reached(self.granted / len(self.hosts))
 
     def _window_opens(self, host: VirtualHost, life: int) -> None:
-        self._opened_at = self.clock.elapsed
+        self._news_at = self.clock.now
         if host.asleep:
             host.woken(life)
 

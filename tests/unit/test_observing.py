@@ -9,7 +9,7 @@ import pytest
 from deployd_core.config import set_up
 from deployd_core.coordination import Enabled, Membership, Snapshot
 from deployd_core.model import Build, Flip
-from deployd_core.observing import observe
+from deployd_core.observing import stand
 from deployd_core.plugins import Plugins, convert
 from deployd_core.releases import Disk, ReleaseInfo
 from deployd_core.spec import ServiceSpec
@@ -38,22 +38,7 @@ def last_good(*releases: ReleaseInfo, good: tuple[str, ...], flipped: str = "") 
         problem="",
     )
     snapshot = Snapshot(service="web", host="h1", spec=None, membership=Membership(), enabled=Enabled(build="v3"), rollout_id="r")
-    waits: dict[str, float] = {}
-    return observe(
-        snapshot,
-        SETUP,
-        disk,
-        (),
-        digest=None,
-        tidy=True,
-        busy=frozenset(),
-        setbacks={},
-        waits=waits,
-        facts={},
-        connected=True,
-        advanced=True,
-        now=0.0,
-    ).last_good
+    return stand(snapshot, SETUP, disk, digest=None).last_good
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ EARLY = (
     "seen.now >= _deadline(facts, view, seen.rules):\n        return Restart",
     "seen.now >= view.since + 5:\n        return Restart",
 )
-UNSTABLE = ("return healthy_for >= seen.rules.stable_for and", "return")
+UNSTABLE = ("return max(0.0, facts.healthy_until - facts.healthy_since) >= rules.stable_for", "return True")
 UNHEALTHY = (
     "    if not _healthy(facts, seen.rules):\n        return _close_again",
     "    if not facts.running:\n        return _close_again",
