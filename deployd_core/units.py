@@ -18,6 +18,7 @@ from typing import Any
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
+_LONGEST = 3650 * 86_400.0
 _SIZE_UNITS = {
     "B": 1,
     **{f"{prefix}B": 1000**power for power, prefix in enumerate("kMGT", start=1)},
@@ -31,7 +32,7 @@ class Duration(float):
     """A length of time in seconds, written ``"30s"``, ``"1m30s"``, ``"250ms"``, ``"2h"`` or ``"1d"``.
 
     Raises:
-        ValueError: The text has no unit, or is no duration at all.
+        ValueError: The text has no unit, is no duration at all, or one of more than ten years.
     """
 
     def __new__(cls, value: str | float) -> Duration:
@@ -42,6 +43,8 @@ class Duration(float):
             value = sum(float(number) * _DURATION_UNITS[unit] for number, unit in _DURATION_PART.findall(value))
         if not 0 <= value < float("inf"):
             raise ValueError(f"{value!r} is not a duration: it must be finite and not negative")
+        if value > _LONGEST:  # no date could be told by it
+            raise ValueError(f"{value:.0f} seconds are no duration: it must be at most ten years, 3650d")
         return super().__new__(cls, value)
 
     def __str__(self) -> str:

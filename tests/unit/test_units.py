@@ -37,6 +37,14 @@ def test_a_duration_is_finite_and_not_negative(value):
         Duration(value)
 
 
+@pytest.mark.parametrize("value", ["3651d", "999999d", 1e12])
+def test_a_duration_ends_within_ten_years(value):
+    """Whatever is computed with a duration, such as the date until which somebody waits, exists."""
+    assert 3650 * 86_400 == Duration("3650d")
+    with pytest.raises(ValueError, match="at most ten years, 3650d"):
+        Duration(value)
+
+
 @given(st.floats(min_value=0.0005, max_value=1e8))
 def test_a_duration_survives_being_written(seconds):
     """Text made of a duration reads back as the same length, to the millisecond."""
