@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import tomllib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -104,6 +102,8 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
     Raises:
         click.BadParameter: There is no ``=``.
     """
+    import tomllib
+
     table = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -135,6 +135,8 @@ def facts_by_host(texts: Sequence[str], hosts: Sequence[str]) -> dict[str, Mappi
 
 
 def _read_facts(text: str) -> Mapping[str, object]:
+    import json
+
     try:
         facts = json.loads(text)
     except json.JSONDecodeError as error:

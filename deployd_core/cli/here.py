@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,8 @@ def this_host(settings: Settings) -> AgentConfig:
     Raises:
         ConfigError: It is wrong.
     """
+    import socket
+
     from deployd_core.config import AgentConfig
 
     return settings.agent_config or AgentConfig(host=socket.gethostname())
