@@ -258,20 +258,22 @@ class World:
 
     def progressed(self, host: VirtualHost, act: Act, value: Any) -> None:
         """An act was done."""
-        if isinstance(act, CloseIdle) or (isinstance(act, CloseGate) and host.by_name[act.instance].available):
-            return
-        if isinstance(act, TakePermit):
-            if not isinstance(value, Permit):
+        match act:
+            case CloseIdle() | CloseGate():
                 return
-            self._permitted(host)
-        if isinstance(act, (Settle, TakePermit)):
-            self.record.hold(self.clock.elapsed, len(self.nodes.holders))
-        if isinstance(act, RecordFailure):
-            self.judge.failed(host)
-        if isinstance(act, RecordFailure | Advance):
-            self._reconsider()
-        if not isinstance(act, CloseGate):
-            self.advanced()
+            case TakePermit() if not isinstance(value, Permit):
+                return
+            case TakePermit():
+                self._permitted(host)
+                self.record.hold(self.clock.elapsed, len(self.nodes.holders))
+            case Settle():
+                self.record.hold(self.clock.elapsed, len(self.nodes.holders))
+            case RecordFailure():
+                self.judge.failed(host)
+                self._reconsider()
+            case Advance():
+                self._reconsider()
+        self.advanced()
 
     def advanced(self) -> None:
         """Something has got further."""
