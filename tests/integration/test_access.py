@@ -228,6 +228,29 @@ def wait_until(what: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize(
+    ("made_with", "looked_at_with", "said"),
+    [
+        ("s3cret", "s3cret", "ok access: user 'ops' may write /t-"),
+        ("s3cret", "other", "fail access: ZooKeeper does not allow user 'ops' to write /t-"),
+        ("s3cret", "", "fail access: ZooKeeper does not allow an anonymous client to write /t-"),
+        ("", "s3cret", "warn access: user 'ops' may write /t-"),
+        ("", "", "ok access: an anonymous client may write /t-"),
+    ],
+)
+def test_the_doctor_says_who_we_are_and_whether_that_will_do(
+    typed: Type, tmp_path: Path, zookeeper: str, made_with: str, looked_at_with: str, said: str
+) -> None:
+    """It tries to write what cannot be written whoever one is, and so changes nothing."""
+    apply(typed, tmp_path, password=made_with)
+
+    out = " ".join(typed("doctor", password=looked_at_with)[1].split())
+
+    assert f"ok zookeeper: answers at {zookeeper}, in plain text" in out
+    assert said in out
+    assert ("so may anybody" in out) == (said.startswith("warn"))
+
+
 def zkcli(address: str, *commands: str) -> str:
     """What ZooKeeper's own program says to commands."""
     hosts, chroot = split_address(address)

@@ -176,6 +176,16 @@ def test_a_name_that_is_not_in_the_certificate_is_said(server: SecureServer, fil
     assert "and hosts are the names in them" in said
 
 
+def test_the_doctor_says_that_it_is_tls(server: SecureServer, files: Path, typed: Type) -> None:
+    """A certificate may hold its key, and is who we are where there is no user."""
+    hosts, names = f"127.0.0.1:{server.secure_port}", {"ca": f"{files}/ca.pem", "certificate": f"{files}/h1.pem"}
+
+    said = " ".join(typed("doctor", hosts=hosts, chroot="/zookeeper", **names)[1].split())
+
+    assert f"ok zookeeper: answers at {hosts}/zookeeper, over TLS" in said
+    assert f"the holder of {files}/h1.pem may write /zookeeper" in said
+
+
 @pytest.mark.parametrize(
     ("certificate", "key", "wrong"),
     [
