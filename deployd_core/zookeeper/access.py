@@ -46,6 +46,12 @@ def tls_context(identity: Identity) -> ssl.SSLContext:
     return context
 
 
+def not_accepted(identity: Identity, hosts: str) -> ConfigError:
+    """The ensemble does not let us in."""
+    hint = "check user and password" if identity.digest else "set user and password_file in [zookeeper] of agent.toml"
+    return ConfigError(f"ZooKeeper at {hosts} does not accept {identity}", hint=hint)
+
+
 def not_allowed(identity: Identity, verb: str, where: str) -> ConfigError:
     """The access list of a node does not let us read or write it."""
     message = f"ZooKeeper does not allow {identity} to {verb} {where}"

@@ -21,7 +21,7 @@ from kazoo.security import Permissions
 
 from deployd_core.coordination import Link
 from deployd_core.errors import ConfigError, DeploydError, Unavailable
-from deployd_core.zookeeper.access import not_allowed
+from deployd_core.zookeeper.access import not_accepted, not_allowed
 from deployd_core.zookeeper.address import Identity, client_options, split_address
 from deployd_core.zookeeper.answers import (
     CREATED,
@@ -63,6 +63,8 @@ OPERATION_TIMEOUT = 5.0
 IS_IT_RUNNING = "is it running, and is the address right?"
 _RECONNECT = {"max_tries": -1, "delay": 0.05, "backoff": 2, "max_jitter": 0.4, "max_delay": 2.0}
 _CHUNK = 500
+_NOT_ACCEPTED = (kazoo_errors.AuthFailedError, kazoo_errors.SessionClosedRequireSaslError)
+"""The latter says that the ensemble demands that clients say who they are, by SASL or not."""
 _ROLLED_BACK = (kazoo_errors.RolledBackError, kazoo_errors.RuntimeInconsistency)
 
 
@@ -340,7 +342,7 @@ class Session:
     def _answers(self) -> bool:
         if self._client.client_state == KeeperState.AUTH_FAILED:
             self.close()
-            raise self._not_accepted()
+            raise not_accepted(self.identity, self.hosts)
         if not self._monitor.connected.wait(0.05):
             return False
         try:
@@ -371,13 +373,13 @@ class Session:
         # kazoo would queue the operation and carry it out after the connection came back, however stale it is then.
         if not self._monitor.connected.is_set():
             if self._client.client_state == KeeperState.AUTH_FAILED:
-                raise self._not_accepted()
+                raise not_accepted(self.identity, self.hosts)
             raise Unavailable(f"ZooKeeper at {self.hosts} is not connected: {path} cannot be read or written now")
 
     def _translate(self, error: Exception, verb: str, path: str) -> DeploydError:
         where = self.where(path)
-        if isinstance(error, kazoo_errors.AuthFailedError):
-            return self._not_accepted()
+        if isinstance(error, _NOT_ACCEPTED):
+            return not_accepted(self.identity, self.hosts)
         if isinstance(error, kazoo_errors.NoAuthError):
             return not_allowed(self.identity, verb, where)
         refusal = refusal_of(error, path, where)
@@ -386,6 +388,3 @@ class Session:
         reason = "no answer in time" if isinstance(error, KazooTimeoutError) else type(error).__name__
         kind = OutcomeUnknown if verb == "write" else Unavailable
         return kind(f"ZooKeeper at {self.hosts} did not {verb} {where}: {reason}")
-
-    def _not_accepted(self) -> ConfigError:
-        return ConfigError(f"ZooKeeper at {self.hosts} does not accept {self.identity}", hint="check user and password")

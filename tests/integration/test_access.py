@@ -18,7 +18,7 @@ from deployd_core.coordination import AgentInfo, Denied, HostStatus
 from deployd_core.errors import ConfigError
 from deployd_core.model import FleetLimit, Role
 from deployd_core.packing import pack
-from deployd_core.testing.zookeeper import find_classpath, find_java, home_from_environment
+from deployd_core.testing.zookeeper import ZooKeeperServer, find_classpath, find_java, home_from_environment
 from deployd_core.units import Share
 from deployd_core.zookeeper import layout, members, status
 from deployd_core.zookeeper.address import Identity, split_address
@@ -193,6 +193,24 @@ def test_a_wrong_password_is_said_with_the_first_thing_that_is_refused(typed: Ty
     assert "Is the password right? another one makes another user; the node's access list: zkCli getAcl /t-" in error
     assert "s3cret" not in error + repr(OPS)
     assert "other" not in error.replace("another", "")
+
+
+class DemandingServer(ZooKeeperServer):
+    """One that turns clients away who do not say who they are."""
+
+    def _settings(self) -> str:
+        return super()._settings() + "enforce.auth.enabled=true\nenforce.auth.schemes=digest\n"
+
+
+def test_an_ensemble_that_demands_a_user_says_so_to_who_has_none(tmp_path: Path) -> None:
+    """It lets them connect, and turns them away at the first question."""
+    with DemandingServer(tmp_path, home=home_from_environment()) as server:
+        with Session(server.address, "", identity=OPS) as session:
+            assert session.stat("/") is not None
+        with pytest.raises(ConfigError, match="does not accept an anonymous client") as caught:
+            Session(server.address, "").start()
+
+    assert "set user and password_file in [zookeeper] of agent.toml" == caught.value.hint
 
 
 def test_an_agent_with_a_wrong_password_says_so_and_is_mended_by_a_reload(typed: Type, zookeeper: str, tmp_path: Path) -> None:
