@@ -35,6 +35,8 @@ from deployd_core.notify import Notifier
 from deployd_core.performing import Identity
 from deployd_core.plugins import Plugins, PluginState
 from deployd_core.processes import owner_here
+from deployd_core.zookeeper.access import identity_of
+from deployd_core.zookeeper.address import Identity as ZooKeeperIdentity
 from deployd_core.zookeeper.address import split_address
 from deployd_core.zookeeper.chroot import wait_for_chroot
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
@@ -51,7 +53,7 @@ _BEAT = 5.0
 class Agent:
     """One life of the agent, from one reading of agent.toml to the next."""
 
-    def __init__(self, config: AgentConfig, plugins: Plugins, notifier: Notifier) -> None:
+    def __init__(self, config: AgentConfig, access: ZooKeeperIdentity, plugins: Plugins, notifier: Notifier) -> None:
         self._config = config
         self._plugins = plugins
         self._notifier = notifier
@@ -69,7 +71,7 @@ class Agent:
             services=config.services,
             plugins=tuple(sorted({str(row.provider) for row in plugins.rows if row.state is PluginState.OK})),
         )
-        self._session = Session(table.hosts, table.chroot, session_timeout=float(table.session_timeout))
+        self._session = Session(table.hosts, table.chroot, session_timeout=float(table.session_timeout), identity=access)
         self._coordination = ZooKeeperCoordination(self._session, config.host, wake=self._wake)
 
     def live(self, ended: threading.Event) -> None:
@@ -187,7 +189,7 @@ def run(config_path: Path, plugins_directory: Path | None = None) -> int:
         ConfigError: agent.toml is wrong at the start, or another agent runs on this host. (A SIGHUP that finds it wrong keeps the
             old one and logs the error.)
     """
-    config = _read_config(config_path)
+    config, access = _read_config(config_path)
     set_up_logging(host=config.host, journal="JOURNAL_STREAM" in os.environ)
     notifier = Notifier()
     ended, finish = threading.Event(), threading.Event()
@@ -195,11 +197,11 @@ def run(config_path: Path, plugins_directory: Path | None = None) -> int:
     faulthandler.register(signal.SIGUSR1)
     with _only_agent(Path(config.state_directory), config.host):
         while not finish.is_set():
-            Agent(config, _load_plugins(config, plugins_directory), notifier).live(ended)
+            Agent(config, access, _load_plugins(config, plugins_directory), notifier).live(ended)
             if not finish.is_set():
                 ended.clear()  # and not later: a SIGHUP that comes now is for what may be read too early
                 notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-                config = _reread(config_path, config, plugins_directory)
+                config, access = _reread(config_path, (config, access), plugins_directory)
     notifier.send("STOPPING=1")
     return 0
 
@@ -223,24 +225,26 @@ def _take_signals(ended: threading.Event, finish: threading.Event) -> None:
         signal.signal(number, lambda number, _frame: arrived.put(number))
 
 
-def _read_config(path: Path) -> AgentConfig:
+def _read_config(path: Path) -> tuple[AgentConfig, ZooKeeperIdentity]:
     config = load_agent_config(path)
     try:
         split_address(config.zookeeper.hosts)
     except ConfigError as error:
         raise ConfigError(f"{path}: [zookeeper] hosts: {error.message}", hint=error.hint) from error
-    return config
+    return config, identity_of(config.zookeeper, str(path))
 
 
-def _reread(path: Path, old: AgentConfig, plugins_directory: Path | None) -> AgentConfig:
+def _reread(
+    path: Path, old: tuple[AgentConfig, ZooKeeperIdentity], plugins_directory: Path | None
+) -> tuple[AgentConfig, ZooKeeperIdentity]:
     try:
-        config = _read_config(path)
+        config, access = _read_config(path)
         make_reporters(config, _load_plugins(config, plugins_directory))
     except DeploydError as error:
         _LOG.error("%s; going on with the configuration as it was", error)
         return old
     _LOG.info("read %s again", path)
-    return config
+    return config, access
 
 
 def _load_plugins(config: AgentConfig, directory: Path | None) -> Plugins:

@@ -38,6 +38,9 @@ from deployd_core.windows import check_windows
 AGENT_FILE = Path("/etc/deployd/agent.toml")
 PLUGIN_DIRECTORY = Path("/etc/deployd/plugins.d")
 
+_NEEDS = (("user", "password_file"), ("password_file", "user"), ("certificate", "ca"), ("key", "certificate"))
+"""Keys of ``[zookeeper]``, each with the one that it is of no use without."""
+
 
 class ZooKeeperTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[zookeeper]``"""
@@ -45,6 +48,11 @@ class ZooKeeperTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     hosts: Annotated[str, Meta(description="host:port of every server of the ensemble, joined by commas")] = "127.0.0.1:2181"
     chroot: Annotated[str, Meta(description="the node that everything lies under", pattern=r"^/[^/]+(/[^/]+)*$")] = "/deployd"
     session_timeout: Annotated[Duration, Meta(description="how long the ensemble waits for a silent agent")] = Duration("10s")
+    user: Annotated[str, Meta(description="who we are to ZooKeeper (scheme digest)", pattern="^[^:]+$")] = ""
+    password_file: Annotated[str, Meta(description="a file with that user's password alone; others must not read it")] = ""
+    ca: Annotated[str, Meta(description="a PEM file, who signs the servers' certificates; with it, TLS is spoken")] = ""
+    certificate: Annotated[str, Meta(description="a PEM file, for servers that demand a certificate of their clients")] = ""
+    key: Annotated[str, Meta(description="a PEM file, its private key; others must not read it")] = ""
 
 
 class PluginsTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,7 +178,15 @@ def load_agent_config(path: Path) -> AgentConfig:
     check_name(config.zone, f"{path}: zone")
     for service in config.services:
         check_name(service, f"{path}: service")
+    _check_access(config.zookeeper, path)
     return config
+
+
+def _check_access(table: ZooKeeperTable, path: Path) -> None:
+    """What belongs together is there together. The files are read by who connects: not every command may, or needs to."""
+    for key, needed in _NEEDS:
+        if getattr(table, key) and not getattr(table, needed):
+            raise ConfigError(f"{path}: zookeeper.{key} is of no use without zookeeper.{needed}", hint=f'write {needed} = "…"')
 
 
 def load_spec(path: Path, plugins: Plugins, service: str) -> ServiceSpec:

@@ -16,16 +16,18 @@ from msgspec import Struct
 from deployd_core import drains, rollouts
 from deployd_core.config import AgentConfig
 from deployd_core.coordination import Membership, Snapshot
-from deployd_core.errors import DeploydError
+from deployd_core.errors import ConfigError, DeploydError
 from deployd_core.plugins import Plugins, PluginState
 from deployd_core.spec import ServiceSpec
 from deployd_core.survey import Here, find
-from deployd_core.zookeeper.session import Session
+from deployd_core.zookeeper.session import Refused, Session
 
 _XTABLES_LOCK = Path("/run/xtables.lock")
 _LEGACY_TABLES = (("IPv4", Path("/proc/net/ip_tables_names")), ("IPv6", Path("/proc/net/ip6_tables_names")))
 _UNSYNCHRONISED = 0x40
 """STA_UNSYNC of `adjtimex`."""
+_NO_VERSION = 2**31 - 1
+"""That no node has: a write that demands it is refused, for want of permission or, where there is that, for the version."""
 
 
 class Verdict(Enum):
@@ -200,7 +202,8 @@ def _leases(host: Host) -> Iterator[Check]:
 def _zookeeper(host: Host) -> Iterator[Check]:
     try:
         with host.connect() as session:
-            yield _ok("zookeeper", f"answers at {host.connect_root}")
+            yield _ok("zookeeper", f"answers at {host.connect_root}{', over TLS' if session.identity.ca else ', in plain text'}")
+            yield _access(session)
             specs = {service: _spec_of(session, service) for service in host.config.services}
     except DeploydError as error:
         yield _failed("zookeeper", error)
@@ -210,6 +213,21 @@ def _zookeeper(host: Host) -> Iterator[Check]:
             yield spec
         else:
             yield from _service(host, service, spec)
+
+
+def _access(session: Session) -> Check:
+    """Whether we may write, and whether others may who should not: asked of the chroot, since the nodes below are made alike."""
+    name, identity, top = "access", session.identity, session.where("/")
+    try:
+        session.set("/", b"", _NO_VERSION)
+    except Refused:
+        pass  # for its version: so we may
+    except ConfigError as error:
+        return _failed(name, error)
+    if identity.digest and session.open_to_all("/"):
+        hint = "it was made without a user: see 'Users and TLS' in docs/agent.md"
+        return Check(name=name, verdict=Verdict.WARN, says=f"{identity} may write {top}, and so may anybody", hint=hint)
+    return _ok(name, f"{identity} may write {top}")
 
 
 def _spec_of(session: Session, service: str) -> ServiceSpec | Check:

@@ -17,6 +17,7 @@ from deployd_core.units import Duration
 if TYPE_CHECKING:
     from deployd_core.config import AgentConfig
     from deployd_core.plugins import Plugins
+    from deployd_core.zookeeper.address import Identity
 
 AGENT_FILE = Path("/etc/deployd/agent.toml")
 PLUGIN_DIRECTORY = Path("/etc/deployd/plugins.d")
@@ -99,6 +100,20 @@ class Settings:
         if self.zookeeper is None and self.agent_config is not None:
             return self.agent_config.zookeeper.hosts + self.agent_config.zookeeper.chroot
         return self.zookeeper or DEFAULT_ZOOKEEPER
+
+    @property
+    def zookeeper_identity(self) -> Identity:
+        """Who we are to ZooKeeper, wherever that is.
+
+        Raises:
+            ConfigError: agent.toml is wrong, or a file that it names.
+        """
+        from deployd_core.zookeeper.access import identity_of
+        from deployd_core.zookeeper.address import Identity
+
+        if self.agent_config is None:
+            return Identity()
+        return identity_of(self.agent_config.zookeeper, str(self.config or AGENT_FILE))
 
     @property
     def zookeeper_origin(self) -> str:

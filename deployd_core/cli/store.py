@@ -11,7 +11,7 @@ from deployd_core.cli.output import message
 from deployd_core.errors import ConfigError, Unavailable
 from deployd_core.zookeeper.address import split_address
 from deployd_core.zookeeper.chroot import ensure_chroot, require_chroot
-from deployd_core.zookeeper.session import Session
+from deployd_core.zookeeper.session import IS_IT_RUNNING, Session
 
 if TYPE_CHECKING:
     from deployd_core.cli.settings import Settings
@@ -28,18 +28,20 @@ def connected(settings: Settings, *, create: bool = False) -> Iterator[Session]:
         create: Whether to create the chroot, instead of saying that it is missing.
 
     Raises:
-        ConfigError: The address is not one.
+        ConfigError: The address is not one, or a file that says who we are is wrong.
         Unavailable: It does not answer in time.
         NotFound: It has no such chroot.
     """
     if not settings.debug:
         logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # it speaks of every attempt
     hosts, chroot = split_address(settings.zookeeper_address)
-    session = Session(hosts, chroot)
+    session = Session(hosts, chroot, identity=settings.zookeeper_identity)
     try:
         session.start(timeout=settings.connect_timeout, waiting=lambda why: message(f"deployd: {why}"))
     except Unavailable as error:
-        hint = f"is it running? The address is {settings.zookeeper_origin}; another one: --zookeeper HOST:PORT/CHROOT"
+        hint = error.hint
+        if hint == IS_IT_RUNNING:
+            hint = f"is it running? The address is {settings.zookeeper_origin}; another one: --zookeeper HOST:PORT/CHROOT"
         raise Unavailable(f"{error.message}; gave up after {settings.connect_timeout}", hint=hint) from error
     try:
         if create:

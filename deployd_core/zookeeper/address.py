@@ -1,10 +1,10 @@
-"""Where ZooKeeper is, who we are to it, and why it cannot be reached."""
+"""Where ZooKeeper is, and who we are to it."""
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
+from kazoo.security import make_acl
 from msgspec import Struct
 
 from deployd_core.errors import ConfigError
@@ -20,18 +20,36 @@ class Identity(Struct, frozen=True, kw_only=True):
     ca: str = ""
     """A PEM file; naming one switches TLS on, with the host name checked."""
     certificate: str = ""
+    """A PEM file that says who we are to the servers."""
     key: str = ""
+    """The PEM file of its key; the certificate's own when empty."""
+
+    @property
+    def user(self) -> str:
+        """Whose the digest is; empty without one."""
+        return self.digest.partition(":")[0]
 
     def __str__(self) -> str:
-        return f"user {self.digest.partition(':')[0]!r}" if self.digest else "an anonymous client"
+        if self.digest:
+            return f"user {self.user!r}"
+        return f"the holder of {self.certificate}" if self.certificate else "an anonymous client"
+
+    __repr__ = __str__  # which does not show the password
 
 
 def client_options(identity: Identity) -> dict[str, Any]:
     """The identity as options of kazoo's client."""
-    options: dict[str, Any] = {"auth_data": [("digest", identity.digest)]} if identity.digest else {}
+    options: dict[str, Any] = {}
+    if identity.digest:
+        # What we create is ours, to be read by all; ZooKeeper takes "auth" for who we have proved to be. Without a user it is
+        # everybody's: a certificate is one host's, and what one host makes another host or a person has to take away.
+        everything, reading = make_acl("auth", "", all=True), make_acl("world", "anyone", read=True)
+        options |= {"auth_data": [("digest", identity.digest)], "default_acl": [everything, reading]}
     if identity.ca:
         options |= {"use_ssl": True, "ca": identity.ca, "check_hostname": True}
-        options |= {"certfile": identity.certificate or None, "keyfile": identity.key or None}
+    if identity.certificate:
+        # kazoo leaves out a certificate that comes without a key, and does not say so.
+        options |= {"certfile": identity.certificate, "keyfile": identity.key or identity.certificate}
     return options
 
 
@@ -43,30 +61,15 @@ def split_address(address: str, default_chroot: str = "/deployd") -> tuple[str, 
     """
     hosts, _, chroot = address.partition("/")
     for entry in hosts.split(","):
-        if _host_and_port(entry) is None:
+        if host_and_port(entry) is None:
             raise ConfigError(
                 f"ZooKeeper address {address!r} is not host:port[,host:port...][/chroot]", hint="such as zk1:2181,zk2:2181/deployd"
             )
     return hosts, f"/{chroot.strip('/')}" if chroot.strip("/") else default_chroot
 
 
-def why_unreachable(hosts: str) -> str:
-    """Try each host and say what is the matter with it."""
-    return "; ".join(f"{entry.strip()}: {_reason(entry)}" for entry in hosts.split(","))
-
-
-def _reason(entry: str) -> str:
-    found = _host_and_port(entry)
-    if found is None:
-        return "is no host:port"
-    try:
-        socket.create_connection(found, timeout=0.5).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return "accepts connections but does not answer"
-
-
-def _host_and_port(entry: str) -> tuple[str, int] | None:
+def host_and_port(entry: str) -> tuple[str, int] | None:
+    """One entry of an address; None when it is none."""
     host, port = entry.strip(), str(_DEFAULT_PORT)
     if ":" in host.rpartition("]")[2]:  # an IPv6 address stands in brackets
         host, _, port = host.rpartition(":")

@@ -17,10 +17,12 @@ from kazoo.client import KazooClient
 from kazoo.handlers.threading import KazooTimeoutError
 from kazoo.protocol.states import KeeperState
 from kazoo.retry import KazooRetry
+from kazoo.security import Permissions
 
 from deployd_core.coordination import Link
 from deployd_core.errors import ConfigError, DeploydError, Unavailable
-from deployd_core.zookeeper.address import Identity, client_options, split_address, why_unreachable
+from deployd_core.zookeeper.access import not_accepted, not_allowed
+from deployd_core.zookeeper.address import Identity, client_options, split_address
 from deployd_core.zookeeper.answers import (
     CREATED,
     DELETED,
@@ -38,6 +40,7 @@ from deployd_core.zookeeper.answers import (
 )
 from deployd_core.zookeeper.link import LinkMonitor
 from deployd_core.zookeeper.transaction import Operation, Transaction
+from deployd_core.zookeeper.unreachable import why_unreachable
 
 __all__ = [
     "CREATED",
@@ -57,8 +60,11 @@ __all__ = [
 
 SESSION_TIMEOUT = 10.0
 OPERATION_TIMEOUT = 5.0
+IS_IT_RUNNING = "is it running, and is the address right?"
 _RECONNECT = {"max_tries": -1, "delay": 0.05, "backoff": 2, "max_jitter": 0.4, "max_delay": 2.0}
 _CHUNK = 500
+_NOT_ACCEPTED = (kazoo_errors.AuthFailedError, kazoo_errors.SessionClosedRequireSaslError)
+"""The latter says that the ensemble demands that clients say who they are, by SASL or not."""
 _ROLLED_BACK = (kazoo_errors.RolledBackError, kazoo_errors.RuntimeInconsistency)
 
 
@@ -96,7 +102,7 @@ class Session:
 
     def where(self, path: str) -> str:
         """The path as zkCli wants it, for messages."""
-        return self.chroot + path
+        return (self.chroot + path).rstrip("/") or "/"
 
     @property
     def link(self) -> Link:
@@ -148,13 +154,11 @@ class Session:
                 self.close()
                 return False
             if timeout is not None and now - began > timeout:
-                reason = why_unreachable(self.hosts)
+                trouble = why_unreachable(self.hosts, self.identity)
                 self.close()
-                raise Unavailable(
-                    f"ZooKeeper at {self.hosts} does not answer: {reason}", hint="is it running, and is the address right?"
-                )
+                raise Unavailable(f"ZooKeeper at {self.hosts} does not answer: {trouble.why}", hint=trouble.hint or IS_IT_RUNNING)
             if waiting is not None and now > say_at:
-                waiting(f"ZooKeeper at {self.hosts} does not answer ({why_unreachable(self.hosts)}); waiting for it")
+                waiting(f"ZooKeeper at {self.hosts} does not answer ({why_unreachable(self.hosts, self.identity)}); waiting for it")
                 say_at = time.monotonic() + say_every
         return True
 
@@ -199,6 +203,12 @@ class Session:
         """Look at many nodes in one round."""
         found = self._pipelined(paths, lambda path: self._client.exists_async(path, watch=watch))
         return {path: None if answer is None else stat_of(answer) for path, answer in found.items()}
+
+    def open_to_all(self, path: str) -> bool:
+        """Whether anybody may write a node, or create and delete below it; False when it does not exist."""
+        answer = self._pipelined([path], self._client.get_acls_async)[path]
+        entries = answer[0] if answer else ()
+        return any(entry.id.scheme == "world" and entry.perms & ~Permissions.READ for entry in entries)
 
     def children(self, path: str, watch: Watch | None = None) -> Children | None:
         """List the names below a node, sorted; None when it does not exist (then no watch is armed)."""
@@ -332,7 +342,7 @@ class Session:
     def _answers(self) -> bool:
         if self._client.client_state == KeeperState.AUTH_FAILED:
             self.close()
-            raise self._not_accepted()
+            raise not_accepted(self.identity, self.hosts)
         if not self._monitor.connected.wait(0.05):
             return False
         try:
@@ -363,23 +373,18 @@ class Session:
         # kazoo would queue the operation and carry it out after the connection came back, however stale it is then.
         if not self._monitor.connected.is_set():
             if self._client.client_state == KeeperState.AUTH_FAILED:
-                raise self._not_accepted()
+                raise not_accepted(self.identity, self.hosts)
             raise Unavailable(f"ZooKeeper at {self.hosts} is not connected: {path} cannot be read or written now")
 
     def _translate(self, error: Exception, verb: str, path: str) -> DeploydError:
         where = self.where(path)
-        if isinstance(error, kazoo_errors.AuthFailedError):
-            return self._not_accepted()
+        if isinstance(error, _NOT_ACCEPTED):
+            return not_accepted(self.identity, self.hosts)
         if isinstance(error, kazoo_errors.NoAuthError):
-            return ConfigError(
-                f"ZooKeeper does not allow {self.identity} to {verb} {where}", hint=f"see its access list: zkCli getAcl {where}"
-            )
+            return not_allowed(self.identity, verb, where)
         refusal = refusal_of(error, path, where)
         if refusal is not None:
             return refusal
         reason = "no answer in time" if isinstance(error, KazooTimeoutError) else type(error).__name__
         kind = OutcomeUnknown if verb == "write" else Unavailable
         return kind(f"ZooKeeper at {self.hosts} did not {verb} {where}: {reason}")
-
-    def _not_accepted(self) -> ConfigError:
-        return ConfigError(f"ZooKeeper at {self.hosts} does not accept {self.identity}", hint="check user and password")
