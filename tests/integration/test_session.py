@@ -53,7 +53,7 @@ class Links:
         self._heard: queue.Queue[Link] = queue.Queue()
         session.listen(self._heard.put)
 
-    def wait(self, link: Link, timeout: float = 15) -> None:
+    def wait(self, link: Link, timeout: float = 30) -> None:
         """Wait until the link is this."""
         deadline = time.monotonic() + timeout
         while self._heard.get(timeout=max(0.01, deadline - time.monotonic())) is not link:
@@ -130,7 +130,7 @@ def test_a_missing_chroot_is_said_waited_for_and_made(zookeeper: str) -> None:
 
 def test_a_restarted_server_is_the_same_session(server: ZooKeeperServer) -> None:
     """While the server is down operations are refused at once; when it is back the session and its ephemeral nodes are."""
-    with session_of(server.address, session_timeout=10) as session:
+    with session_of(server.address, session_timeout=40) as session:
         links = Links(session)
         session.create("/here", ephemeral=True)
         before = session.session_id
