@@ -6,6 +6,7 @@ it may or may not have happened, so look before doing it again. What kazoo knows
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -59,6 +60,17 @@ SESSION_TIMEOUT = 10.0
 OPERATION_TIMEOUT = 5.0
 _RECONNECT = {"max_tries": -1, "delay": 0.05, "backoff": 2, "max_jitter": 0.4, "max_delay": 2.0}
 _CHUNK = 500
+_NO_ANSWER = (
+    kazoo_errors.KazooException,
+    KazooTimeoutError,
+    # What kazoo trips over in an answer that it cannot read, such as one to a create that names no node.
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 _ROLLED_BACK = (kazoo_errors.RolledBackError, kazoo_errors.RuntimeInconsistency)
 
 
@@ -311,7 +323,7 @@ class Session:
             return answer.get(timeout=max(0.001, deadline - time.monotonic()))
         except kazoo_errors.NoNodeError:
             return None
-        except (kazoo_errors.KazooException, KazooTimeoutError) as error:
+        except _NO_ANSWER as error:
             raise self._translate(error, "read", path) from error
 
     def _write(self, path: str, begin: Callable[[], Any]) -> Any:
@@ -324,7 +336,7 @@ class Session:
         def answer() -> Any:
             try:
                 return pending.get(timeout=self.operation_timeout)
-            except (kazoo_errors.KazooException, KazooTimeoutError) as error:
+            except _NO_ANSWER as error:
                 raise self._translate(error, "write", path) from error
 
         return answer

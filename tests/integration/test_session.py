@@ -289,6 +289,25 @@ def test_a_lost_answer_is_told_apart_from_a_refusal(zookeeper: str) -> None:
         assert session.stat("/a") is not None
 
 
+@pytest.mark.parametrize("error", [AttributeError("no path in the answer to a create"), RuntimeError("xids do not match")])
+def test_an_answer_that_kazoo_cannot_read_is_a_lost_one(zookeeper: str, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """What kazoo trips over in an answer is an error of ours like any other: whoever tells of the link, or beats, goes on."""
+    with session_of(zookeeper) as session:
+
+        def answer(*_: object, **__: object) -> object:
+            result = session._client.handler.async_result()
+            result.set_exception(error)
+            return result
+
+        monkeypatch.setattr(session._client, "create_async", answer)
+        monkeypatch.setattr(session._client, "exists_async", answer)
+
+        with pytest.raises(OutcomeUnknown, match=type(error).__name__):
+            session.create("/agents")
+        with pytest.raises(Unavailable, match=type(error).__name__):
+            session.stat("/agents")
+
+
 def test_access_that_is_not_allowed_is_said_clearly(zookeeper: str) -> None:
     """A node that we may not write is an error that names us, the node, and how to see its access list."""
     owner = Identity(digest="ops:secret")
