@@ -150,13 +150,13 @@ class Engine:
         """A round ended in a bug of ours, which is to be shown."""
         _LOG.error("%s: a round failed; this is a bug in deployd, please report it", self.service, exc_info=error)
         self._last_error = f"a round failed, see the agent's log: {type(error).__name__}: {error}"
+        self._changed = True  # what this round has heard of may not have been taken in
 
     # Observe.
 
     def _read(self) -> None:
         """Bring the snapshot up to date, and what follows from it."""
-        now = self._clock.monotonic()
-        unheard = not self._changed
+        now, unheard = self._clock.monotonic(), not self._changed
         if unheard and now - self._read_at < _REREAD_EVERY:
             return
         self._changed = False

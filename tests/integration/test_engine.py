@@ -229,6 +229,25 @@ def test_what_changes_between_reading_and_asking_is_not_missed(host: Host, monke
     host.wait(lambda status: status.step == "converged", within=10)
 
 
+def test_what_was_heard_of_before_a_round_failed_is_read_again(host: Host) -> None:
+    """A bug of ours while ZooKeeper is read costs a second: the change that was to be read is not forgotten."""
+    host.apply()
+    host.enable("v1")
+    host.start()
+    host.wait(lambda status: status.step == "converged")
+    read, bugs = host.coordination.snapshot, [RuntimeError("a bug")]
+
+    def snapshot(*arguments: Any, **named: Any) -> Any:
+        if bugs:
+            raise bugs.pop()
+        return read(*arguments, **named)
+
+    host.coordination.snapshot = snapshot
+    host.enable("v2")
+
+    host.wait(lambda status: (status.wanted, status.step) == ("v2", "converged"), within=10)
+
+
 def test_a_problem_that_comes_while_a_report_is_under_way_is_reported_soon(host: Host) -> None:
     """A report that had to wait for another one is written when that has ended, and not with the next reading of ZooKeeper."""
     host.apply()
