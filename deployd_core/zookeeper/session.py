@@ -60,17 +60,9 @@ SESSION_TIMEOUT = 10.0
 OPERATION_TIMEOUT = 5.0
 _RECONNECT = {"max_tries": -1, "delay": 0.05, "backoff": 2, "max_jitter": 0.4, "max_delay": 2.0}
 _CHUNK = 500
-_NO_ANSWER = (
-    kazoo_errors.KazooException,
-    KazooTimeoutError,
-    # What kazoo trips over in an answer that it cannot read, such as one to a create that names no node.
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
+_UNREADABLE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, struct.error)
+"""What kazoo trips over in an answer that it cannot read: one out of order, or one to a create that names no node."""
+_NO_ANSWER = (kazoo_errors.KazooException, KazooTimeoutError, *_UNREADABLE)
 _ROLLED_BACK = (kazoo_errors.RolledBackError, kazoo_errors.RuntimeInconsistency)
 
 
@@ -292,10 +284,12 @@ class Session:
             self._client.last_zxid = 0
 
     def _new_client(self, hosts: str) -> Any:
+        reconnect = KazooRetry(**_RECONNECT)
+        reconnect.retry_exceptions += _UNREADABLE  # or else they end its loop, and with it the session, for good
         client = KazooClient(
             hosts=hosts,
             timeout=self.session_timeout,
-            connection_retry=KazooRetry(**_RECONNECT),
+            connection_retry=reconnect,
             **client_options(self.identity),
         )
         client.add_listener(self._monitor.tell)

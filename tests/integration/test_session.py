@@ -7,6 +7,7 @@ import queue
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -306,6 +307,26 @@ def test_an_answer_that_kazoo_cannot_read_is_a_lost_one(zookeeper: str, monkeypa
             session.create("/agents")
         with pytest.raises(Unavailable, match=type(error).__name__):
             session.stat("/agents")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("xids do not match"), struct.error("unpack requires a buffer of 16 bytes")])
+def test_a_connection_that_makes_no_sense_any_more_is_begun_again(
+    zookeeper: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whatever ends kazoo's loop, the session goes on: an agent that stayed away would keep its permit for ever."""
+    with session_of(zookeeper) as session:
+        connection, links = session._client._connection, Links(session)
+
+        def unreadable(*_: object) -> object:
+            monkeypatch.undo()
+            raise error
+
+        monkeypatch.setattr(connection, "_read_socket", unreadable)
+        with pytest.raises(Unavailable):
+            session.stat("/")
+        links.wait(Link.CONNECTED)
+
+        ensure_chroot(session)
 
 
 def test_access_that_is_not_allowed_is_said_clearly(zookeeper: str) -> None:
