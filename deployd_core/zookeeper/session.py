@@ -37,7 +37,7 @@ from deployd_core.zookeeper.answers import (
     refusal_of,
     stat_of,
 )
-from deployd_core.zookeeper.link import LinkMonitor
+from deployd_core.zookeeper.link import LinkMonitor, Renewal
 from deployd_core.zookeeper.transaction import Operation, Transaction
 
 __all__ = [
@@ -89,6 +89,7 @@ class Session:
         self._monitor = LinkMonitor(session_timeout)
         self._session_id = 0
         self._client = self._new_client(hosts + self.chroot)
+        self._renewal = Renewal(self._client, self._monitor)
         self._monitor.listen(self._forget_what_was_seen)
 
     # The link
@@ -164,6 +165,7 @@ class Session:
 
     def close(self) -> None:
         """End the session: its ephemeral nodes go at once. Never call it from a watch or a listener."""
+        self._renewal.end()
         self._client.stop()
         self._client.close()
         self._monitor.stop()
@@ -325,12 +327,14 @@ class Session:
 
     def _send(self, path: str, begin: Callable[[], Any]) -> Callable[[], Any]:
         self._require_link(path)
-        pending = begin()
+        generation, pending = self.generation, begin()
 
         def answer() -> Any:
             try:
                 return pending.get(timeout=self.operation_timeout)
             except _NO_ANSWER as error:
+                if isinstance(error, kazoo_errors.SessionExpiredError):
+                    self._renewal.begin(generation)
                 raise self._translate(error, "write", path) from error
 
         return answer

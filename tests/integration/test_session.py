@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from kazoo.client import KazooClient
+from kazoo.exceptions import SessionExpiredError
 
 from deployd_core import rollouts
 from deployd_core.coordination import AgentInfo, Denial, Denied, Link, Permit
@@ -324,9 +325,28 @@ def test_a_connection_that_makes_no_sense_any_more_is_begun_again(
         monkeypatch.setattr(connection, "_read_socket", unreadable)
         with pytest.raises(Unavailable):
             session.stat("/")
+        links.wait(Link.SUSPENDED)
         links.wait(Link.CONNECTED)
 
         ensure_chroot(session)
+
+
+def test_a_session_that_is_over_while_its_connection_lives_is_begun_anew(zookeeper: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may go on to answer one whose session has ended, but for what it writes: its agent would be gone for good."""
+    with session_of(zookeeper) as session:
+        ensure_chroot(session)
+        before, links = session.session_id, Links(session)
+        expired = session._client.handler.async_result()
+        expired.set_exception(SessionExpiredError())
+        monkeypatch.setattr(session._client, "create_async", lambda *_, **__: expired)
+        with pytest.raises(OutcomeUnknown, match="SessionExpiredError"):
+            session.create("/a")
+        monkeypatch.undo()
+        links.wait(Link.LOST)
+        links.wait(Link.CONNECTED)
+
+        assert before != session.session_id
+        session.create("/a", ephemeral=True)
 
 
 def test_access_that_is_not_allowed_is_said_clearly(zookeeper: str) -> None:
