@@ -99,6 +99,7 @@ class Engine:
         self._setbacks = Setbacks(self._random)
         self._turn = Turn(self._setbacks, clock, self._random)
         self._waits: dict[str, float] = {}
+        self._overtaken: set[str] = set()
         self._cancel = threading.Event()
         self._last_error = ""
         self.last_round = clock.monotonic()
@@ -149,13 +150,13 @@ class Engine:
         """A round ended in a bug of ours, which is to be shown."""
         _LOG.error("%s: a round failed; this is a bug in deployd, please report it", self.service, exc_info=error)
         self._last_error = f"a round failed, see the agent's log: {type(error).__name__}: {error}"
+        self._changed = True  # what this round has heard of may not have been taken in
 
     # Observe.
 
     def _read(self) -> None:
         """Bring the snapshot up to date, and what follows from it."""
-        now = self._clock.monotonic()
-        unheard = not self._changed
+        now, unheard = self._clock.monotonic(), not self._changed
         if unheard and now - self._read_at < _REREAD_EVERY:
             return
         self._changed = False
@@ -178,6 +179,7 @@ class Engine:
             self._take_aim()  # it goes back to its last good build, or somebody wants it tried again
         for key in _GIVING_BACK if woken else ():
             self._setbacks.lift(key)
+            self._overtaken |= {key} & self._tasks.busy  # that was begun on what was read before
 
     def _prepare(self, snapshot: Snapshot) -> None:
         """Make what the spec names. A spec that cannot be carried out is shown as a problem, and nothing is touched."""
@@ -304,8 +306,9 @@ class Engine:
             self._looking.learnt(outcome.value, error)
         else:
             self._take_act(kind, name, outcome, error)
-            if kind in _GIVING_BACK and self._woken_at >= outcome.started:
-                self._setbacks.lift(kind)  # what it has to wait for may have come while it was asking
+            if kind in self._overtaken:
+                self._setbacks.lift(kind)  # what it has to wait for may have come meanwhile
+            self._overtaken -= {kind}
 
     def _take_act(self, kind: str, name: str, outcome: Outcome, error: DeploydError | None) -> None:
         now = self._clock.monotonic()

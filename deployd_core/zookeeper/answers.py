@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from kazoo import exceptions as kazoo_errors
+from kazoo.handlers.threading import KazooTimeoutError
 from kazoo.protocol.states import EventType
 
 from deployd_core.errors import Conflict, Unavailable
 
 CREATED, DELETED = EventType.CREATED, EventType.DELETED
+
+UNREADABLE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, struct.error)
+"""What kazoo trips over in an answer that it cannot read: one out of order, or one to a create that names no node."""
+NO_ANSWER = (kazoo_errors.KazooException, KazooTimeoutError, *UNREADABLE)
+"""What kazoo raises in place of an answer."""
 
 
 class OutcomeUnknown(Unavailable):

@@ -221,7 +221,7 @@ class _Service:
             # As it was before: what somebody else reads meanwhile, when he asks for a permit, is looked at once more.
             self._readings = readings
         if last.permit is not None:
-            self.desk.place.admitted()  # be it by another host
+            self.desk.place.admitted(last.permit)  # be it by another host
         return replace(last, queued=self.desk.place.waits)
 
     def take(self, snapshot: Snapshot, limit: FleetLimit, priority: int, now: datetime) -> Permit | Denied:

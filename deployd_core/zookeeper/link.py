@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from kazoo.protocol.states import KazooState
 
@@ -91,3 +92,32 @@ class LinkMonitor:
                 said = change
                 for listener in self._listeners:
                     listener(change)
+
+
+class Renewal:
+    """Has kazoo begin a new session when the old one is over and kazoo does not know.
+
+    It happens that a server goes on to answer on the connection of a session that has ended while it was being moved there: to
+    everything but writes, and for ever.
+    """
+
+    def __init__(self, client: Any, monitor: LinkMonitor) -> None:
+        self._client = client
+        self._monitor = monitor
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def begin(self, generation: int) -> None:
+        """Begin a new session on a thread of its own, unless the connection broke since that generation."""
+        threading.Thread(target=self._renew, args=(generation,), name="deployd-new-session", daemon=True).start()
+
+    def end(self) -> None:
+        """Begin no session any more."""
+        with self._lock:
+            self._ended = True
+
+    def _renew(self, generation: int) -> None:
+        with self._lock:
+            if not self._ended and generation == self._monitor.generation:
+                self._client.stop()
+                self._client.start_async()

@@ -9,7 +9,6 @@ The head of a queue admits itself, and in the same transaction as many of those 
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -122,7 +121,6 @@ class Desk:
         self._cache = cache
         self._paths = ServicePaths(service)
         self.place = Place(session, service, cache.fired)
-        self._nonce = secrets.token_hex(8)
         self._roll_call = RollCall(session, service, cache)
         self._holding: dict[str, datetime] = {}
         self._outdated: set[Waiter] = set()
@@ -143,11 +141,12 @@ class Desk:
             held = self._own()
             if held is not None:
                 self._outdated.clear()
-                self.place.admitted()
-                self._nonce = secrets.token_hex(8)
+                self.place.admitted(held)
+                if self.place.waits:
+                    self.place.leave()
                 return held
             answer = self._try(asking)
-            if answer is None:
+            if answer is None or self._own() is not None:  # another admitted us while we took a place in the queue
                 continue
             if answer.code in _LEAVES:
                 self.place.leave()
@@ -182,7 +181,7 @@ class Desk:
             return False
         member = asking.snapshot.membership
         rank = class_of(member.role, down=asking.down, priority=asking.priority)
-        self.place.join(member.zone, rank, asking.waiter(self._nonce))
+        self.place.join(member.zone, rank, asking.waiter(self.place.nonce))
         return self.place.stands_behind(asking.now)
 
     def _all_wait(self, asking: Asking) -> bool:
@@ -263,7 +262,7 @@ class Desk:
             return []
         chosen: list[tuple[str, Waiter]] = []
         holders = scene.holders | {asking.snapshot.host: asking.snapshot.membership.zone}
-        mine = asking.waiter(self._nonce)
+        mine = asking.waiter(self.place.nonce)
         for path, node in self._session.get_many(behind[:room]).items():
             waiter = Problems(self._session).read(layout.decode_waiter, path, node, None) if node else None
             if waiter in self._outdated:
@@ -284,7 +283,7 @@ class Desk:
             transaction.check(guard, version)
         transaction.check(paths.rollout, scene.rollout_version)
         admission = scene.admission if asking.counts else -1
-        admitted: list[tuple[str | None, Waiter]] = [(own, asking.waiter(self._nonce)), *also]
+        admitted: list[tuple[str | None, Waiter]] = [(own, asking.waiter(self.place.nonce)), *also]
         for number, (_, waiter) in enumerate(admitted):
             if number:
                 transaction.check(paths.host(waiter.host), waiter.membership)

@@ -14,10 +14,13 @@ The death of a waiter takes its node with its session. One that stands still alt
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from datetime import datetime
 
-from deployd_core.coordination import PATIENCE, Waiter
+from msgspec.structs import replace
+
+from deployd_core.coordination import PATIENCE, Permit, Waiter
 from deployd_core.errors import DeploydError, Unavailable
 from deployd_core.model import Role
 from deployd_core.zookeeper import layout
@@ -65,6 +68,8 @@ class Place:
         self._zone = ""
         self._class = ""
         self._waiter: Waiter | None = None
+        self._admitted = ""
+        """The nonce of the permit that we hold: the engine's loop may hear of it while a task is asking for it."""
         self._owner = 0
         self._before: str | None = None
         self._before_since: datetime | None = None
@@ -73,6 +78,8 @@ class Place:
         self._gone: str | None = None
         """One that has gone, by the word of its watch."""
         self._unsure = False
+        self.nonce = secrets.token_hex(8)
+        """Names our node, and the permit that it is granted."""
         self.path: str | None = None
         """Our node; None while we do not wait."""
 
@@ -84,6 +91,8 @@ class Place:
         """
         if self._owner != self._session.session_id:
             self.path, self._unsure = None, False  # whatever there was went with its session
+        if self._went_with_a_grant:
+            self.path = None
         if self._unsure:
             self._remove_all()
         if self.path is not None and waiter != self._waiter:
@@ -91,9 +100,10 @@ class Place:
         elif self.path is not None and (zone, rank) != (self._zone, self._class):
             self.leave()
         if self.path is None:
-            self._zone, self._class, self._waiter = zone, rank, waiter
+            self.nonce = secrets.token_hex(8)
+            self._zone, self._class, self._waiter = zone, rank, replace(waiter, nonce=self.nonce)
             self._owner = self._session.session_id
-            self.path = self._create(layout.encode(waiter))
+            self.path = self._create(layout.encode(self._waiter))
             number = int(self.path[-10:])
             self._stand_behind(f"{self.path[:-10]}{number - 1:010d}" if number else None)
 
@@ -119,13 +129,17 @@ class Place:
             self._unsure = False  # whatever there was went with its session
         elif self._unsure:
             self._remove_all()
-        elif path is not None:
+        elif path is not None and not self._went_with_a_grant:
             self._delete(path)
 
     @property
     def waits(self) -> bool:
         """Whether a node of ours is there, or may be."""
-        return self.path is not None or self._unsure
+        return (self.path is not None and not self._went_with_a_grant) or self._unsure
+
+    @property
+    def _went_with_a_grant(self) -> bool:
+        return self._admitted == self.nonce
 
     def _delete(self, path: str) -> None:
         try:
@@ -136,9 +150,9 @@ class Place:
             self._unsure = True
             raise
 
-    def admitted(self) -> None:
-        """Our node went with the grant."""
-        self.path = None
+    def admitted(self, permit: Permit) -> None:
+        """This permit was granted to us, and the node that asked for it went with the grant. A later one is still there."""
+        self._admitted = permit.nonce
 
     def stands_behind(self, now: datetime) -> bool:
         """Whether there is a waiter right before us, which is watched then."""

@@ -26,6 +26,8 @@ from deployd_core.zookeeper.address import Identity, client_options, split_addre
 from deployd_core.zookeeper.answers import (
     CREATED,
     DELETED,
+    NO_ANSWER,
+    UNREADABLE,
     Children,
     Node,
     OutcomeUnknown,
@@ -38,7 +40,7 @@ from deployd_core.zookeeper.answers import (
     refusal_of,
     stat_of,
 )
-from deployd_core.zookeeper.link import LinkMonitor
+from deployd_core.zookeeper.link import LinkMonitor, Renewal
 from deployd_core.zookeeper.transaction import Operation, Transaction
 from deployd_core.zookeeper.unreachable import why_unreachable
 
@@ -91,6 +93,7 @@ class Session:
         self._monitor = LinkMonitor(session_timeout)
         self._session_id = 0
         self._client = self._new_client(hosts + self.chroot)
+        self._renewal = Renewal(self._client, self._monitor)
         self._monitor.listen(self._forget_what_was_seen)
 
     # The link
@@ -164,6 +167,7 @@ class Session:
 
     def close(self) -> None:
         """End the session: its ephemeral nodes go at once. Never call it from a watch or a listener."""
+        self._renewal.end()
         self._client.stop()
         self._client.close()
         self._monitor.stop()
@@ -290,10 +294,12 @@ class Session:
             self._client.last_zxid = 0
 
     def _new_client(self, hosts: str) -> Any:
+        reconnect = KazooRetry(**_RECONNECT)
+        reconnect.retry_exceptions += UNREADABLE  # or else they end its loop, and with it the session, for good
         client = KazooClient(
             hosts=hosts,
             timeout=self.session_timeout,
-            connection_retry=KazooRetry(**_RECONNECT),
+            connection_retry=reconnect,
             **client_options(self.identity),
         )
         client.add_listener(self._monitor.tell)
@@ -321,7 +327,7 @@ class Session:
             return answer.get(timeout=max(0.001, deadline - time.monotonic()))
         except kazoo_errors.NoNodeError:
             return None
-        except (kazoo_errors.KazooException, KazooTimeoutError) as error:
+        except NO_ANSWER as error:
             raise self._translate(error, "read", path) from error
 
     def _write(self, path: str, begin: Callable[[], Any]) -> Any:
@@ -329,12 +335,14 @@ class Session:
 
     def _send(self, path: str, begin: Callable[[], Any]) -> Callable[[], Any]:
         self._require_link(path)
-        pending = begin()
+        generation, pending = self.generation, begin()
 
         def answer() -> Any:
             try:
                 return pending.get(timeout=self.operation_timeout)
-            except (kazoo_errors.KazooException, KazooTimeoutError) as error:
+            except NO_ANSWER as error:
+                if isinstance(error, kazoo_errors.SessionExpiredError):
+                    self._renewal.begin(generation)
                 raise self._translate(error, "write", path) from error
 
         return answer

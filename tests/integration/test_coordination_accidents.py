@@ -29,7 +29,7 @@ from deployd_core.zookeeper.session import Node, Session, split_address
 pytestmark = pytest.mark.zookeeper
 
 DIGEST = f"sha256:{'1' * 64}"
-ONE = FleetLimit(hosts=Share(1))
+ONE, TWO = FleetLimit(hosts=Share(1)), FleetLimit(hosts=Share(2))
 
 
 class Site:
@@ -328,6 +328,59 @@ def test_a_host_that_could_not_leave_the_queue_leaves_it_later(site: Site) -> No
 
     assert not look(hosts[1]).queued
     assert {"z1": ["h2"]} == {zone: [one.host for one in all_] for zone, all_ in rollouts.read_queue(site.people, "web").items()}
+
+
+def test_a_host_that_is_admitted_while_it_asks_stands_in_nobodys_way(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks, is admitted by another host at that moment, and its engine sees the permit first: it does not queue once more."""
+    site.apply()
+    first, second = site.host("h1"), site.host("h2")
+    site.enable("v1")
+    rollouts.pause(site.people, "web", by="ann")
+    for host in (first, second):
+        assert isinstance(host.take_permit(look(host), TWO), Denied)
+    rollouts.resume(site.people, "web", by="ann")
+    desk = second._service("web").desk
+    attempt = desk._try
+
+    def overtaken(asking: Any) -> Denied | None:
+        monkeypatch.setattr(desk, "_try", attempt)
+        assert isinstance(first.take_permit(look(first), TWO), Permit)
+        assert look(second).permit is not None
+        return attempt(asking)
+
+    snapshot = look(second)
+    monkeypatch.setattr(desk, "_try", overtaken)
+
+    assert isinstance(second.take_permit(snapshot, TWO), Permit)
+    assert {} == rollouts.read_queue(site.people, "web")
+    assert not look(second).queued
+
+
+def test_a_place_that_was_taken_after_the_permit_is_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch of the permit may be late: then the host is said to stand in the queue, which has its engine leave it."""
+    site.apply()
+    first, second = site.host("h1"), site.host("h2")
+    site.enable("v1")
+    rollouts.pause(site.people, "web", by="ann")
+    for host in (first, second):
+        assert isinstance(host.take_permit(look(host), TWO), Denied)
+    rollouts.resume(site.people, "web", by="ann")
+    desk = second._service("web").desk
+    snapshot, attempt = look(second), desk._try
+
+    def overtaken(asking: Any) -> Denied | None:
+        assert isinstance(first.take_permit(look(first), TWO), Permit)
+        assert look(second).permit is not None
+        monkeypatch.setattr(desk, "_own", lambda: None)
+        return attempt(asking)
+
+    monkeypatch.setattr(desk, "_try", overtaken)
+    assert isinstance(second.take_permit(snapshot, TWO), Denied)
+
+    assert look(second).queued
+    second.leave_queue("web")
+    assert {} == rollouts.read_queue(site.people, "web")
+    assert not look(second).queued
 
 
 def test_an_excuse_ends_although_the_first_write_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

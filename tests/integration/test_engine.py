@@ -15,7 +15,7 @@ import pytest
 
 from deployd_core import performing, setbacks
 from deployd_core.clock import SystemClock
-from deployd_core.coordination import Denial, Denied, Link, Permit
+from deployd_core.coordination import Denial, Denied, Freeze, Link, Permit, Snapshot
 from deployd_core.engine import Engine
 from deployd_core.errors import Unavailable
 from deployd_core.events import Events
@@ -24,6 +24,7 @@ from deployd_core.performing import Identity, Performer
 from deployd_core.plugins import Plugins, convert
 from deployd_core.releases import ReleaseStore
 from deployd_core.spec import ServiceSpec
+from deployd_core.tasks import ThreadTasks
 from deployd_core.testing.coordination import MemoryEnsemble
 from deployd_core.units import Share
 
@@ -194,6 +195,57 @@ def test_what_changes_while_a_host_asks_for_a_permit_is_not_missed(host: Host, a
     go_on.set()
 
     host.wait(lambda status: status.step == "converged", within=5)
+
+
+def test_what_changes_between_reading_and_asking_is_not_missed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that is refused because of what it had read asks again, when that changed just before it began to ask."""
+    host.apply()
+    host.ensemble.set_freeze(Freeze(by="ann"))
+    read, inner, start, thawed = host.coordination.snapshot, host.coordination.take_permit, ThreadTasks.start, threading.Event()
+
+    def snapshot(*arguments: Any, **named: Any) -> Snapshot:
+        found: Snapshot = read(*arguments, **named)
+        if found.freeze is None:
+            thawed.set()
+        return found
+
+    def take_permit(snapshot: Snapshot, *arguments: Any, **named: Any) -> Any:  # as on ZooKeeper: by the freeze that was read
+        if snapshot.freeze is None:
+            return inner(snapshot, *arguments, **named)
+        assert thawed.wait(10)
+        return Denied(code=Denial.FROZEN, reason="everything is frozen by ann")
+
+    def start_late(tasks: ThreadTasks, key: str, *arguments: Any, **named: Any) -> None:
+        if key == "takepermit":
+            monkeypatch.setattr(ThreadTasks, "start", start)
+            host.ensemble.set_freeze(None)
+        start(tasks, key, *arguments, **named)
+
+    host.coordination.snapshot, host.coordination.take_permit = snapshot, take_permit
+    monkeypatch.setattr(ThreadTasks, "start", start_late)
+    host.enable("v1")
+    host.start()
+
+    host.wait(lambda status: status.step == "converged", within=10)
+
+
+def test_what_was_heard_of_before_a_round_failed_is_read_again(host: Host) -> None:
+    """A bug of ours while ZooKeeper is read costs a second: the change that was to be read is not forgotten."""
+    host.apply()
+    host.enable("v1")
+    host.start()
+    host.wait(lambda status: status.step == "converged")
+    read, bugs = host.coordination.snapshot, [RuntimeError("a bug")]
+
+    def snapshot(*arguments: Any, **named: Any) -> Any:
+        if bugs:
+            raise bugs.pop()
+        return read(*arguments, **named)
+
+    host.coordination.snapshot = snapshot
+    host.enable("v2")
+
+    host.wait(lambda status: (status.wanted, status.step) == ("v2", "converged"), within=10)
 
 
 def test_a_problem_that_comes_while_a_report_is_under_way_is_reported_soon(host: Host) -> None:

@@ -7,6 +7,7 @@ import queue
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from kazoo.client import KazooClient
+from kazoo.exceptions import SessionExpiredError
 
 from deployd_core import rollouts
 from deployd_core.coordination import AgentInfo, Denial, Denied, Link, Permit
@@ -287,6 +289,64 @@ def test_a_lost_answer_is_told_apart_from_a_refusal(zookeeper: str) -> None:
 
         assert session.wait_connected(10)
         assert session.stat("/a") is not None
+
+
+@pytest.mark.parametrize("error", [AttributeError("no path in the answer to a create"), RuntimeError("xids do not match")])
+def test_an_answer_that_kazoo_cannot_read_is_a_lost_one(zookeeper: str, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """What kazoo trips over in an answer is an error of ours like any other: whoever tells of the link, or beats, goes on."""
+    with session_of(zookeeper) as session:
+
+        def answer(*_: object, **__: object) -> object:
+            result = session._client.handler.async_result()
+            result.set_exception(error)
+            return result
+
+        monkeypatch.setattr(session._client, "create_async", answer)
+        monkeypatch.setattr(session._client, "exists_async", answer)
+
+        with pytest.raises(OutcomeUnknown, match=type(error).__name__):
+            session.create("/agents")
+        with pytest.raises(Unavailable, match=type(error).__name__):
+            session.stat("/agents")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("xids do not match"), struct.error("unpack requires a buffer of 16 bytes")])
+def test_a_connection_that_makes_no_sense_any_more_is_begun_again(
+    zookeeper: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whatever ends kazoo's loop, the session goes on: an agent that stayed away would keep its permit for ever."""
+    with session_of(zookeeper) as session:
+        connection, links = session._client._connection, Links(session)
+
+        def unreadable(*_: object) -> object:
+            monkeypatch.undo()
+            raise error
+
+        monkeypatch.setattr(connection, "_read_socket", unreadable)
+        with pytest.raises(Unavailable):
+            session.stat("/")
+        links.wait(Link.SUSPENDED)
+        links.wait(Link.CONNECTED)
+
+        ensure_chroot(session)
+
+
+def test_a_session_that_is_over_while_its_connection_lives_is_begun_anew(zookeeper: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may go on to answer one whose session has ended, but for what it writes: its agent would be gone for good."""
+    with session_of(zookeeper) as session:
+        ensure_chroot(session)
+        before, links = session.session_id, Links(session)
+        expired = session._client.handler.async_result()
+        expired.set_exception(SessionExpiredError())
+        monkeypatch.setattr(session._client, "create_async", lambda *_, **__: expired)
+        with pytest.raises(OutcomeUnknown, match="SessionExpiredError"):
+            session.create("/a")
+        monkeypatch.undo()
+        links.wait(Link.LOST)
+        links.wait(Link.CONNECTED)
+
+        assert before != session.session_id
+        session.create("/a", ephemeral=True)
 
 
 def test_access_that_is_not_allowed_is_said_clearly(zookeeper: str) -> None:
