@@ -156,12 +156,15 @@ class Plugins:
         if found is not None:
             return found
         for row in self.rows:
-            if row.state is not PluginState.OK and name in (row.name, row.provider.entry):
+            # A file that broke on import is known by its own name alone, which has underscores where the plugin's has dashes.
+            if row.state is not PluginState.OK and name in (row.name, row.provider.entry, row.provider.entry.replace("_", "-")):
                 raise UnknownPlugin(
                     f"{kind.value} {name!r} cannot be used: {row.reason} [{row.provider}]", hint="deployd plugins list"
                 )
-        names = [implementation.name for implementation in self.of_kind(kind)]
-        raise UnknownPlugin(f"there is no {kind.value} {name!r}", hint=did_you_mean(name, names))
+        hint = did_you_mean(name, [implementation.name for implementation in self.of_kind(kind)])
+        nameless = [row.provider.entry for row in self.rows if not row.kind and row.state is not PluginState.DISABLED]
+        hint += f"; cannot be used: {', '.join(nameless)} (deployd plugins list)" if nameless else ""
+        raise UnknownPlugin(f"there is no {kind.value} {name!r}", hint=hint)
 
     def make(self, kind: Kind, name: str, options: Mapping[str, Any], *, where: str) -> Bound[Any]:
         """Make a plugin object with the options of a spec.

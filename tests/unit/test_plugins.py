@@ -171,6 +171,20 @@ def test_a_broken_plugin_says_why_when_it_is_asked_for(load):
     assert "deployd plugins list" == caught.value.hint
 
 
+def test_a_file_that_broke_is_found_by_the_name_that_its_plugin_has(load):
+    """A file cannot have the dashes of the plugin in it, and what broke on import never said its name."""
+    with pytest.raises(UnknownPlugin, match="strategy 'by-halves' cannot be used: .*SyntaxError"):
+        load(by_halves="def (").get(Kind.STRATEGY, "by-halves")
+
+
+def test_what_broke_before_it_could_say_its_name_is_told_with_what_there_is(load):
+    """It may be the one that is asked for."""
+    with pytest.raises(UnknownPlugin, match="there is no strategy 'by-halves'") as caught:
+        load(halves="def (", good=strategy("by-night")).get(Kind.STRATEGY, "by-halves")
+
+    assert caught.value.hint.endswith("; cannot be used: halves (deployd plugins list)")
+
+
 def test_a_plugin_for_a_newer_deployd_is_not_loaded(load):
     """A module that asks for a later API is reported, and its hooks are not called."""
     plugins = load(late=f"DEPLOYD_API_VERSION = {api.API_VERSION + 1}\n" + textwrap.dedent(strategy("by-night")))
