@@ -136,8 +136,8 @@ def _drain_of(options: DrainOptions) -> Drain:
     )
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
+def read_toml(path: Path, *, hint: str = "") -> dict[str, Any]:
+    """Read a TOML file; `hint` is what to do when it is missing.
 
     Raises:
         ConfigError: It is missing, unreadable, or not TOML.
@@ -145,7 +145,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist") from error
+        raise ConfigError(f"{path} does not exist", hint=hint) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -158,7 +158,7 @@ def load_agent_config(path: Path) -> AgentConfig:
     Raises:
         ConfigError: It is missing or wrong.
     """
-    config: AgentConfig = convert(read_toml(path), AgentConfig, where=str(path))
+    config: AgentConfig = convert(read_toml(path, hint="write one: see docs/agent.md"), AgentConfig, where=str(path))
     if not config.host:
         config = msgspec.structs.replace(config, host=socket.gethostname())
     if config.observe_every < 1:

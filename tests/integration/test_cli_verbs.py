@@ -418,6 +418,14 @@ def test_status_without_services_says_how_to_make_one(desk):
     desk.type("services", "delete", "web", "--confirm", "web")
 
     assert (0, "There is no service yet. Make one: deployd services apply FILE\n") == desk.type("status")[:2]
+    assert (0, "There is no service yet. Make one: deployd services apply FILE\n") == desk.type("services", "list")[:2]
+
+
+def test_a_service_without_hosts_says_how_they_come(desk):
+    """No empty table."""
+    desk.apply()
+
+    assert (0, "web has no host: one registers itself when its agent starts.\n") == desk.type("hosts", "list", "web")[:2]
 
 
 def test_why_explains_every_host_that_is_not_done(desk):
