@@ -18,7 +18,7 @@ from deployd_core.coordination import Freeze, HistoryEntry, Permit, Rollout, Rol
 from deployd_core.errors import ConfigError, Conflict, NotFound
 from deployd_core.model import Role, check_build_id, check_digest, check_name
 from deployd_core.spec import ServiceSpec
-from deployd_core.zookeeper import layout, members, orders, permits, progress, queueing, services, status
+from deployd_core.zookeeper import members, orders, permits, progress, queueing, services, status
 from deployd_core.zookeeper.services import Applied, ServiceRecord
 from deployd_core.zookeeper.session import Session
 from deployd_core.zookeeper.status import FleetStatus, HostEntry
@@ -386,22 +386,13 @@ def _about_host(session: Session, service: str, host: str, verb: Verb, *, by: st
 
 def freeze(session: Session, *, by: str, why: str = "", until: datetime | None = None) -> Freeze | None:
     """Hand out no more permits for any service, until a time or until `unfreeze`; returns the freeze whose place this one takes."""
-    before = _freeze(session)
     end = until.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z") if until else None
-    services.write_freeze(session, Freeze(by=by, why=why, until=end))
-    return before if before is not None and before.active(datetime.now(UTC)) else None
+    return services.write_freeze(session, Freeze(by=by, why=why, until=end))
 
 
 def unfreeze(session: Session) -> Freeze | None:
     """Lift the freeze; returns what it said, None when there was none."""
-    before = _freeze(session)
-    if before is not None:
-        services.write_freeze(session, None)
-    return before
-
-
-def _freeze(session: Session) -> Freeze | None:
-    return services.read_freeze({layout.FREEZE: session.get(layout.FREEZE)}, services.Problems(session))
+    return services.write_freeze(session, None)
 
 
 def _at(now: datetime | None) -> str:

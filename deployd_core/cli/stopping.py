@@ -101,7 +101,7 @@ def freeze(settings: Settings, *, until: str | None, why: str, by: str | None) -
         before = rollouts.freeze(session, by=by or person(), why=why, until=end)
         count = "1 service" if len(services) == 1 else f"all {len(services)} services"
         click.echo(f"froze {count}" + (f" until {end.strftime('%Y-%m-%dT%H:%M:%SZ')}" if end is not None else ""))
-        if before is not None:
+        if before is not None and before.active(datetime.now(UTC)):
             message(f"this takes the place of another freeze: it was {in_force(before)}")
         for record in services:
             _say_who_finishes(session, record.service)
