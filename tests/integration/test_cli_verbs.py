@@ -22,6 +22,7 @@ from deployd_core.cli.exits import Exit
 from deployd_core.cli.main import run
 from deployd_core.model import Role
 from deployd_core.spec import RestartTable
+from deployd_core.testing.zookeeper import ZooKeeperServer, home_from_environment
 
 pytestmark = pytest.mark.zookeeper
 
@@ -665,4 +666,24 @@ def test_status_can_be_watched(desk):
 
     assert first.endswith(" web h1 unaware: has not reported on this rollout yet\n")
     assert second.endswith(" web h1 restarting: web@8001 is starting\n")
+    assert (0, "") == (process.returncode, error)
+
+
+def test_who_watches_is_told_that_zookeeper_is_away(desk, tmp_path, monkeypatch):
+    """What is shown meanwhile is old, and looks as if nothing went on."""
+    with ZooKeeperServer(tmp_path / "zookeeper", home=home_from_environment()) as server:
+        monkeypatch.setattr(desk, "address", f"{server.address}/deployd")
+        desk.type("services", "apply", desk.spec())
+        desk.type("pause", "web")
+        process = spawn(desk, "status", "web", "--watch", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        server.kill()
+        away = process.stderr.readline()
+        server.start()
+        back = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+
+    assert f"deployd: ZooKeeper at {server.address} does not answer any more; waiting for it\n" == away
+    assert f"deployd: ZooKeeper at {server.address} answers again\n" == back
     assert (0, "") == (process.returncode, error)
