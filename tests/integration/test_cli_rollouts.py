@@ -385,6 +385,16 @@ def test_waiting_ends_with_a_halt(two):
     assert "0 of 2 hosts serve v2: the rollout is halted by h1: 1 host failed in v2-" in error
 
 
+def test_a_restart_that_is_held_does_not_say_that_hosts_lack_the_build(two):
+    """They serve it: what they have not done is to restart it."""
+    two.type("freeze", "--why", "outage", "--by", "ann")
+
+    code, _, error = two.type("restart", "web", "--wait", "--timeout", "1m")
+
+    assert Exit.HELD == code
+    assert "0 of 2 hosts have restarted v1: every service is frozen by ann: outage. Try: deployd why web\n" in error
+
+
 def test_waiting_ends_when_those_who_lack_are_excused(two):
     """A rollout that is complete without a host that was given up has been completed."""
     two.die("h2")
