@@ -250,7 +250,7 @@ class Plugins:
                 self._add_commands(call_plugin(provider, f"in {caller.name}", lambda f=function: list(f())), provider)  # type: ignore[misc]
             elif caller.name in kinds:
                 kind = kinds[caller.name]
-                classes = call_plugin(provider, f"in {caller.name}", lambda f=function: list(f()))  # type: ignore[misc]
+                classes = call_plugin(provider, f"in {caller.name}", lambda f=function, hook=caller.name: _all_of(hook, f()))  # type: ignore[misc]
                 offers += [(kind, _checked_class(kind, found), provider) for found in classes]
             else:
                 self._row(provider, PluginState.OK, kind="hook", name=caller.name, summary=_first_line(function.__doc__))
@@ -352,8 +352,19 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
+def _all_of(hook: str, found: Any) -> list[Any]:
+    """What a hook returned, which may come one by one."""
+    if isinstance(found, type):
+        raise PluginError(f"{hook} returned {_name_of(found)}, and not a list: return [{_name_of(found)}]")
+    return list(found)
+
+
+def _name_of(found: object) -> str:
+    return str(getattr(found, "__name__", repr(found)))
+
+
 def _checked_class(kind: Kind, found: object) -> type[api.Plugin[Any]]:
-    what = getattr(found, "__name__", repr(found))
+    what = _name_of(found)
     if not isinstance(found, type) or not issubclass(found, kind.contract):
         raise PluginError(f"{kind.hook} returned {what}, which does not derive from {kind.contract.__name__}")
     if found.__abstractmethods__:

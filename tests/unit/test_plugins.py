@@ -115,6 +115,10 @@ BROKEN = {
         "from deployd_core.api import hookimpl\n@hookimpl\ndef acme_thing(): ...",
         "there is no hook acme_thing; known: deployd_strategies, ",
     ),
+    "class in place of a list": (
+        strategy("mine").replace("[Mine]", "Mine"),
+        r"deployd_strategies returned Mine, and not a list: return \[Mine\]",
+    ),
     "wrong signature": (
         "from deployd_core.api import hookimpl\n@hookimpl\ndef deployd_veto(request, phase_of_the_moon): ...",
         "a hook has the wrong signature: .*phase_of_the_moon",
