@@ -687,3 +687,16 @@ def test_who_watches_is_told_that_zookeeper_is_away(desk, tmp_path, monkeypatch)
     assert f"deployd: ZooKeeper at {server.address} does not answer any more; waiting for it\n" == away
     assert f"deployd: ZooKeeper at {server.address} answers again\n" == back
     assert (0, "") == (process.returncode, error)
+
+
+def test_a_look_from_elsewhere_says_that_this_is_no_host_of_the_service(desk, tmp_path):
+    """What it finds is then a host on which nothing runs."""
+    desk.apply("h1", "h2")
+    (tmp_path / "agent.toml").write_text('host = "laptop"\n')
+    (tmp_path / "h1.toml").write_text('host = "h1"\n')
+
+    elsewhere = desk.type("strategies", "plan", "web", "--build", "v1", "--config", str(tmp_path / "agent.toml"))[2]
+    there = desk.type("strategies", "plan", "web", "--build", "v1", "--config", str(tmp_path / "h1.toml"))[2]
+
+    assert "laptop is none of the hosts of web (h1, h2); type it there, or name its agent.toml: --config\n" in elsewhere
+    assert "none of the hosts" not in there
