@@ -23,6 +23,7 @@ class HostState(Enum):
 
     CONVERGED = "converged"
     RESTARTING = "restarting"
+    CHECKING = "checking"  # serves the build, and finds out whether it is healthy: nothing is restarted
     WAITING = "waiting"
     STAGING = "staging"
     UNAWARE = "unaware"  # its last report is about something else
@@ -45,7 +46,7 @@ _STEPS = {
     "waiting": HostState.WAITING,
     "flipping": HostState.RESTARTING,
     "restarting": HostState.RESTARTING,
-    "checking": HostState.RESTARTING,
+    "checking": HostState.CHECKING,
     "degraded": HostState.DEGRADED,
     "converged": HostState.CONVERGED,
     "reverting": HostState.RESTARTING,
