@@ -158,9 +158,8 @@ class Plugins:
         for row in self.rows:
             # A file that broke on import is known by its own name alone, which has underscores where the plugin's has dashes.
             if row.state is not PluginState.OK and name in (row.name, row.provider.entry, row.provider.entry.replace("_", "-")):
-                raise UnknownPlugin(
-                    f"{kind.value} {name!r} cannot be used: {row.reason} [{row.provider}]", hint="deployd plugins list"
-                )
+                whose = "" if str(row.provider) in row.reason else f" [{row.provider}]"
+                raise UnknownPlugin(f"{kind.value} {name!r} cannot be used: {row.reason}{whose}", hint="deployd plugins list")
         hint = did_you_mean(name, [implementation.name for implementation in self.of_kind(kind)])
         nameless = [row.provider.entry for row in self.rows if not row.kind and row.state is not PluginState.DISABLED]
         hint += f"; cannot be used: {', '.join(nameless)} (deployd plugins list)" if nameless else ""

@@ -177,8 +177,10 @@ def test_a_broken_plugin_says_why_when_it_is_asked_for(load):
 
 def test_a_file_that_broke_is_found_by_the_name_that_its_plugin_has(load):
     """A file cannot have the dashes of the plugin in it, and what broke on import never said its name."""
-    with pytest.raises(UnknownPlugin, match="strategy 'by-halves' cannot be used: .*SyntaxError"):
+    with pytest.raises(UnknownPlugin, match="strategy 'by-halves' cannot be used: .*SyntaxError") as caught:
         load(by_halves="def (").get(Kind.STRATEGY, "by-halves")
+
+    assert 1 == caught.value.message.count("/by_halves.py")
 
 
 def test_what_broke_before_it_could_say_its_name_is_told_with_what_there_is(load):
