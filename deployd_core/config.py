@@ -27,7 +27,7 @@ from deployd_core.api import (
     Strategy,
 )
 from deployd_core.boundary import Bound
-from deployd_core.errors import ConfigError
+from deployd_core.errors import ConfigError, UnknownPlugin
 from deployd_core.model import Instance, check_name, expand
 from deployd_core.observation import Drain, Rules
 from deployd_core.plugins import Kind, Plugins, convert
@@ -181,7 +181,10 @@ def load_spec(path: Path, plugins: Plugins, service: str) -> ServiceSpec:
         UnknownPlugin: It names a plugin that is not here.
     """
     spec: ServiceSpec = convert(read_toml(path), ServiceSpec, where=str(path), hint="see docs/spec.md")
-    set_up(spec, service, plugins, where=str(path))
+    try:
+        set_up(spec, service, plugins, where=str(path))
+    except UnknownPlugin as error:
+        raise UnknownPlugin(f"{path}: {error.message}", hint=error.hint) from error
     if obstacle := spec.obstacle(service):
         raise ConfigError(f"{path}: [instances] {obstacle}")
     return spec
