@@ -20,6 +20,8 @@ PATIENCE = 5.0
 """Seconds until a strategy that has not answered is taken for one that hangs: it takes microseconds."""
 FACTS_TIMEOUT, FACTS_GRACE = 5.0, 5.0
 """Seconds that a strategy's look at the world may take, and what it gets beyond them before it is abandoned."""
+_SHOWN = 100
+"""Characters of what a strategy returned instead of a plan, in a message."""
 _LIMITS = (Share, type(None))
 _MANY = FleetView(hosts=1000)
 """How many hosts there will be does not stand in a spec: enough for whatever a strategy needs."""
@@ -110,7 +112,8 @@ def check_plan(strategy: Bound[Strategy[Any]], plan: Any) -> Plan:
     try:
         return convert(fields, Plan, from_attributes=True)
     except msgspec.ValidationError as error:
-        raise PluginError(f"strategy {strategy.name} [{strategy.provider}] returned no Plan: {error}") from error
+        problem = str(error) if isinstance(plan, Plan) else repr(plan)[:_SHOWN]
+        raise PluginError(f"strategy {strategy.name} [{strategy.provider}] returned no Plan: {problem}") from error
 
 
 def _is_sound(plan: Plan) -> bool:

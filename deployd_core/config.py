@@ -27,7 +27,7 @@ from deployd_core.api import (
     Strategy,
 )
 from deployd_core.boundary import Bound
-from deployd_core.errors import ConfigError
+from deployd_core.errors import ConfigError, UnknownPlugin
 from deployd_core.model import Instance, check_name, expand
 from deployd_core.observation import Drain, Rules
 from deployd_core.plugins import Kind, Plugins, convert
@@ -144,8 +144,8 @@ def _drain_of(options: DrainOptions) -> Drain:
     )
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
+def read_toml(path: Path, *, hint: str = "") -> dict[str, Any]:
+    """Read a TOML file; `hint` is what to do when it is missing.
 
     Raises:
         ConfigError: It is missing, unreadable, or not TOML.
@@ -153,7 +153,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist") from error
+        raise ConfigError(f"{path} does not exist", hint=hint) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -166,7 +166,7 @@ def load_agent_config(path: Path) -> AgentConfig:
     Raises:
         ConfigError: It is missing or wrong.
     """
-    config: AgentConfig = convert(read_toml(path), AgentConfig, where=str(path))
+    config: AgentConfig = convert(read_toml(path, hint="write one: see docs/agent.md"), AgentConfig, where=str(path))
     if not config.host:
         config = msgspec.structs.replace(config, host=socket.gethostname())
     if config.observe_every < 1:
@@ -197,7 +197,10 @@ def load_spec(path: Path, plugins: Plugins, service: str) -> ServiceSpec:
         UnknownPlugin: It names a plugin that is not here.
     """
     spec: ServiceSpec = convert(read_toml(path), ServiceSpec, where=str(path), hint="see docs/spec.md")
-    set_up(spec, service, plugins, where=str(path))
+    try:
+        set_up(spec, service, plugins, where=str(path))
+    except UnknownPlugin as error:
+        raise UnknownPlugin(f"{path}: {error.message}", hint=error.hint) from error
     if obstacle := spec.obstacle(service):
         raise ConfigError(f"{path}: [instances] {obstacle}")
     return spec

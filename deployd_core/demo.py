@@ -196,7 +196,7 @@ What to try next, in another terminal:
    {program} history {SERVICE}
 Another strategy, or other options: edit the spec, and store it
    {program} services apply {self._spec_file}
-A strategy of your own is a file in $DEPLOYD_PLUGINS_DIR; agents load it when they start.
+A strategy of your own is a file in $DEPLOYD_PLUGINS_DIR; agents load it when they start, or by: kill -HUP {host.agent_pid}
 An agent that is killed is started again, as by systemd, and goes on from what it finds:
    kill -9 {host.agent_pid}   (the agent of {host.name})"""
 

@@ -222,19 +222,22 @@ class _Desk:
         return "" if state in (HostState.CONVERGED, HostState.IDLE) else BY_ITSELF
 
     def _unblock(self, entry: HostEntry, canary: str) -> str:
-        """What to type about a host that is blocked. Nothing is to be enabled again: it goes on when the cause is gone."""
-        service, host = self._record.service, entry.host
+        """What to type about a host that is blocked. Nothing is to be enabled again: it goes on when the cause is gone.
+
+        It names no host, for what blocks one blocks most of them, and they are told together.
+        """
+        service = self._record.service
         match entry.status.remedy if entry.status is not None else "":
             case Remedy.INSTALL.value:
-                return f"install it on {host} and reload the agent there: systemctl reload deployd-agent (SIGHUP)"
+                return "install it there and reload the agent: systemctl reload deployd-agent (SIGHUP)"
             case Remedy.PLUGIN.value:
-                return f"install a mended plugin on {host} and restart the agent there: systemctl restart deployd-agent"
+                return "install a mended plugin there and restart the agent: systemctl restart deployd-agent"
             case Remedy.SPEC.value:
                 return f"mend the spec: deployd services apply FILE --name {service}; it goes on by itself then"
             case Remedy.BUILD.value:
                 return way_back(self._record, self._previous, canary)
             case Remedy.HOST.value:
-                return f"mend that on {host}; it goes on by itself then"
+                return "mend that there; it goes on by itself then"
         return "mend what the reason names"
 
 

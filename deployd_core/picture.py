@@ -13,6 +13,7 @@ from deployd_core.model import Health, Phase, Role
 from deployd_core.spec import Promotion
 
 if TYPE_CHECKING:
+    from deployd_core.coordination import Freeze
     from deployd_core.zookeeper.services import ServiceRecord
     from deployd_core.zookeeper.status import FleetStatus, HostEntry
 
@@ -22,6 +23,7 @@ class HostState(Enum):
 
     CONVERGED = "converged"
     RESTARTING = "restarting"
+    CHECKING = "checking"  # serves the build, and finds out whether it is healthy: nothing is restarted
     WAITING = "waiting"
     STAGING = "staging"
     UNAWARE = "unaware"  # its last report is about something else
@@ -44,7 +46,7 @@ _STEPS = {
     "waiting": HostState.WAITING,
     "flipping": HostState.RESTARTING,
     "restarting": HostState.RESTARTING,
-    "checking": HostState.RESTARTING,
+    "checking": HostState.CHECKING,
     "degraded": HostState.DEGRADED,
     "converged": HostState.CONVERGED,
     "reverting": HostState.RESTARTING,
@@ -119,11 +121,16 @@ def stopped(record: ServiceRecord, now: datetime | None = None) -> str:
     """Why no host may begin to restart: who stopped it and why; empty when nobody did."""
     freeze, rollout = record.freeze, record.rollout
     if freeze is not None and freeze.active(now or datetime.now(UTC)):
-        until = f" until {freeze.until}" if freeze.until else ""
-        return f"every service is frozen{_by(freeze.by)}{until}: {freeze.why or 'no reason given'}"
+        return f"every service is {in_force(freeze)}"
     if rollout.state is not RolloutState.OPEN:
         return f"the rollout is {rollout.state.value}{_by(rollout.by)}: {rollout.why or 'no reason given'}"
     return ""
+
+
+def in_force(freeze: Freeze) -> str:
+    """Who froze every service, until when and why."""
+    until = f" until {freeze.until}" if freeze.until else ""
+    return f"frozen{_by(freeze.by)}{until}: {freeze.why or 'no reason given'}"
 
 
 def verdict_of(fleet: FleetStatus, rollout: str, role: Role) -> Verdict:

@@ -156,12 +156,14 @@ class Plugins:
         if found is not None:
             return found
         for row in self.rows:
-            if row.state is not PluginState.OK and name in (row.name, row.provider.entry):
-                raise UnknownPlugin(
-                    f"{kind.value} {name!r} cannot be used: {row.reason} [{row.provider}]", hint="deployd plugins list"
-                )
-        names = [implementation.name for implementation in self.of_kind(kind)]
-        raise UnknownPlugin(f"there is no {kind.value} {name!r}", hint=did_you_mean(name, names))
+            # A file that broke on import is known by its own name alone, which has underscores where the plugin's has dashes.
+            if row.state is not PluginState.OK and name in (row.name, row.provider.entry, row.provider.entry.replace("_", "-")):
+                whose = "" if str(row.provider) in row.reason else f" [{row.provider}]"
+                raise UnknownPlugin(f"{kind.value} {name!r} cannot be used: {row.reason}{whose}", hint="deployd plugins list")
+        hint = did_you_mean(name, [implementation.name for implementation in self.of_kind(kind)])
+        nameless = [row.provider.entry for row in self.rows if not row.kind and row.state is not PluginState.DISABLED]
+        hint += f"; cannot be used: {', '.join(nameless)} (deployd plugins list)" if nameless else ""
+        raise UnknownPlugin(f"there is no {kind.value} {name!r}", hint=hint)
 
     def make(self, kind: Kind, name: str, options: Mapping[str, Any], *, where: str) -> Bound[Any]:
         """Make a plugin object with the options of a spec.
@@ -247,7 +249,7 @@ class Plugins:
                 self._add_commands(call_plugin(provider, f"in {caller.name}", lambda f=function: list(f())), provider)  # type: ignore[misc]
             elif caller.name in kinds:
                 kind = kinds[caller.name]
-                classes = call_plugin(provider, f"in {caller.name}", lambda f=function: list(f()))  # type: ignore[misc]
+                classes = call_plugin(provider, f"in {caller.name}", lambda f=function, hook=caller.name: _all_of(hook, f()))  # type: ignore[misc]
                 offers += [(kind, _checked_class(kind, found), provider) for found in classes]
             else:
                 self._row(provider, PluginState.OK, kind="hook", name=caller.name, summary=_first_line(function.__doc__))
@@ -349,8 +351,19 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
+def _all_of(hook: str, found: Any) -> list[Any]:
+    """What a hook returned, which may come one by one."""
+    if isinstance(found, type):
+        raise PluginError(f"{hook} returned {_name_of(found)}, and not a list: return [{_name_of(found)}]")
+    return list(found)
+
+
+def _name_of(found: object) -> str:
+    return str(getattr(found, "__name__", repr(found)))
+
+
 def _checked_class(kind: Kind, found: object) -> type[api.Plugin[Any]]:
-    what = getattr(found, "__name__", repr(found))
+    what = _name_of(found)
     if not isinstance(found, type) or not issubclass(found, kind.contract):
         raise PluginError(f"{kind.hook} returned {what}, which does not derive from {kind.contract.__name__}")
     if found.__abstractmethods__:

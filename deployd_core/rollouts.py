@@ -18,7 +18,7 @@ from deployd_core.coordination import Freeze, HistoryEntry, Permit, Rollout, Rol
 from deployd_core.errors import ConfigError, Conflict, NotFound
 from deployd_core.model import Role, check_build_id, check_digest, check_name
 from deployd_core.spec import ServiceSpec
-from deployd_core.zookeeper import layout, members, orders, permits, progress, queueing, services, status
+from deployd_core.zookeeper import members, orders, permits, progress, queueing, services, status
 from deployd_core.zookeeper.services import Applied, ServiceRecord
 from deployd_core.zookeeper.session import Session
 from deployd_core.zookeeper.status import FleetStatus, HostEntry
@@ -169,15 +169,17 @@ def rollback(session: Session, service: str, *, by: str, why: str = "", to: str 
 
     Raises:
         NotFound: No such service, or the named build was never enabled.
-        Conflict: There is no such build.
+        Conflict: There is no such build, or nothing is enabled that one could go back from.
     """
     record = read_service(session, service)
+    if record.enabled is None and to is None:
+        raise Conflict(f"nothing is enabled for {service}", hint=f"deployd enable {service} BUILD")
     current = record.enabled.build if record.enabled else ""
     told, known = history(session, service), record.rollout.completed
     to = to or last_completed(told, current, known)
     if not to:
         raise Conflict(
-            f"{service} has completed no build before {current or 'anything'} that was not rolled back from",
+            f"{service} has completed no build before {current} that was not rolled back from",
             hint=f"deployd rollback {service} --to BUILD (a certain one); or deployd history {service} (names them)",
         )
     digests = [entry.digest for entry in told if entry.role is Role.FLEET and entry.build == to != current and entry.verb.begins]
@@ -382,17 +384,15 @@ def _about_host(session: Session, service: str, host: str, verb: Verb, *, by: st
     return news
 
 
-def freeze(session: Session, *, by: str, why: str = "", until: datetime | None = None) -> None:
-    """Hand out no more permits for any service, until a time or until `unfreeze`."""
-    services.write_freeze(session, Freeze(by=by, why=why, until=until.isoformat(timespec="seconds") if until else None))
+def freeze(session: Session, *, by: str, why: str = "", until: datetime | None = None) -> Freeze | None:
+    """Hand out no more permits for any service, until a time or until `unfreeze`; returns the freeze whose place this one takes."""
+    end = until.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z") if until else None
+    return services.write_freeze(session, Freeze(by=by, why=why, until=end))
 
 
 def unfreeze(session: Session) -> Freeze | None:
     """Lift the freeze; returns what it said, None when there was none."""
-    before = services.read_freeze({layout.FREEZE: session.get(layout.FREEZE)}, services.Problems(session))
-    if before is not None:
-        services.write_freeze(session, None)
-    return before
+    return services.write_freeze(session, None)
 
 
 def _at(now: datetime | None) -> str:

@@ -58,7 +58,10 @@ def list_drains(settings: Settings, *, as_json: bool) -> int:
         for closed in found.closed
     ]
     colours = {"held": "green", "orphaned": "red", "expired": "yellow"}
-    print_table(("SERVICE", "INSTANCE", "GATE", "STATE", "LEFT", "OWNER"), rows, colours=colours)
+    if rows:
+        print_table(("SERVICE", "INSTANCE", "GATE", "STATE", "LEFT", "OWNER"), rows, colours=colours)
+    elif not found.problems:
+        click.echo("Nothing is closed on this host.")
     return _blind(found)
 
 

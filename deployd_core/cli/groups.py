@@ -12,6 +12,9 @@ from deployd_core.errors import DeploydError, did_you_mean
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not converged in time, 4 halted or held, 130 interrupted."
 
+_SENTENCE = 1000
+"""Letters of a summary before it is cut: it is folded instead."""
+
 COMPLETE_VARIABLE = "_DEPLOYD_COMPLETE"
 """Where the shell says what it wants completed."""
 
@@ -103,6 +106,14 @@ class Group(_Examples, click.Group):
     def bare_help(self, ctx: click.Context) -> str:
         """What is printed when the group is called with nothing."""
         return self.get_help(ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List its commands, each with its whole first sentence."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str(limit=_SENTENCE)) for name, command in found if command is not None]
+            )
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or say which one may have been meant."""

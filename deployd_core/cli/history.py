@@ -56,7 +56,12 @@ def _cells(chapter: Chapter) -> tuple[str, ...]:
     entry = chapter.entry
     took = "" if chapter.seconds is None else str(Duration(round(chapter.seconds, 1 if chapter.seconds < 60 else 0)))
     outcome = chapter.outcome.value if chapter.outcome is not None else ""
-    return entry.at.partition(".")[0].removesuffix("+00:00"), entry.by, what(chapter), outcome, took, entry.why
+    return _to_the_second(entry.at), entry.by, what(chapter), outcome, took, entry.why
+
+
+def _to_the_second(at: str) -> str:
+    """A time in UTC, as it is written in history."""
+    return at.partition(".")[0].removesuffix("+00:00") + "Z"
 
 
 def what(chapter: Chapter) -> str:

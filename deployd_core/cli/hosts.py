@@ -62,6 +62,9 @@ def list_hosts(settings: Settings, *, service: str, as_json: bool) -> int:
         ]
         print_json("deployd.hosts.list/1", {"service": service, "hosts": rows})
         return Exit.DONE
+    if not hosts:
+        click.echo(f"{service} has no host: one registers itself when its agent starts.")
+        return Exit.DONE
     cells = [
         (
             entry.host,

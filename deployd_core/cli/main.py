@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -116,5 +117,10 @@ def main() -> None:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        complain(f"the output cannot be written: {error.strerror}")
+        code = Exit.FAILED
     gc.freeze()  # the process is over: looking through everything for cycles would take a sixth of a short command's time
     sys.exit(code)

@@ -16,6 +16,7 @@ _NARROWEST = 20
 """Letters that are left of a column which is folded."""
 _USUAL = 80
 """Columns of a terminal that does not know."""
+NO_SERVICE = "There is no service yet. Make one: deployd services apply FILE"
 _OURS = "deployd "
 """What a hint begins with that is a command."""
 
@@ -31,7 +32,8 @@ def use_colour(stream: TextIO | None = None) -> bool:
 
 def is_terminal(stream: TextIO | None = None) -> bool:
     """Whether a person looks at the stream."""
-    return (stream or sys.stdout).isatty()
+    stream = stream or sys.stdout
+    return stream is not None and stream.isatty()  # there is no standard output when a shell has closed it: >&-
 
 
 def print_json(schema: str, body: Mapping[str, Any]) -> None:

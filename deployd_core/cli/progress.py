@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 STATE_COLOURS = {
     HostState.CONVERGED: "green",
     HostState.RESTARTING: "cyan",
+    HostState.CHECKING: "cyan",
     HostState.WAITING: "blue",
     HostState.STAGING: "blue",
     HostState.DEGRADED: "yellow",

@@ -9,7 +9,7 @@ import click
 
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Group
-from deployd_core.cli.output import is_terminal, message, print_json, print_table
+from deployd_core.cli.output import NO_SERVICE, is_terminal, message, print_json, print_table
 from deployd_core.cli.settings import Settings, json_option, pass_settings, zookeeper_options
 
 if TYPE_CHECKING:
@@ -87,6 +87,9 @@ def list_services(settings: Settings, *, as_json: bool) -> int:
         records = rollouts.list_services(session)
     if as_json:
         print_json("deployd.services.list/1", {"services": [_as_object(record) for record in records]})
+        return Exit.DONE
+    if not records:
+        click.echo(NO_SERVICE)
         return Exit.DONE
     rows = [
         (

@@ -12,7 +12,7 @@ import click
 
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Command
-from deployd_core.cli.output import folded, format_table, is_terminal, print_json, use_colour
+from deployd_core.cli.output import NO_SERVICE, folded, format_table, is_terminal, print_json, use_colour
 from deployd_core.cli.settings import Settings, json_option, pass_settings, zookeeper_options
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def command(settings: Settings, *, service: str | None, watch: bool, as_json: bo
     if as_json:
         print_json("deployd.status/1", {"services": [as_object(fleet) for fleet in fleets]})
     elif not fleets:
-        click.echo("There is no service yet. Make one: deployd services apply FILE")
+        click.echo(NO_SERVICE)
     else:
         click.echo("\n\n".join("\n".join(lines_of(fleet, reasons[fleet.record.service])) for fleet in fleets))
     return Exit.DONE

@@ -93,13 +93,16 @@ def freeze(settings: Settings, *, until: str | None, why: str, by: str | None) -
     """
     from deployd_core import rollouts
     from deployd_core.cli.store import connected
+    from deployd_core.picture import in_force
 
     end = _moment(until, datetime.now(UTC)) if until is not None else None
     with connected(settings) as session:
         services = rollouts.list_services(session)
-        rollouts.freeze(session, by=by or person(), why=why, until=end)
+        before = rollouts.freeze(session, by=by or person(), why=why, until=end)
         count = "1 service" if len(services) == 1 else f"all {len(services)} services"
-        click.echo(f"froze {count}" + (f" until {end.isoformat(timespec='seconds')}" if end is not None else ""))
+        click.echo(f"froze {count}" + (f" until {end.strftime('%Y-%m-%dT%H:%M:%SZ')}" if end is not None else ""))
+        if before is not None and before.active(datetime.now(UTC)):
+            message(f"this takes the place of another freeze: it was {in_force(before)}")
         for record in services:
             _say_who_finishes(session, record.service)
     message("lift it: deployd unfreeze")
@@ -133,15 +136,13 @@ def _moment(text: str, now: datetime) -> datetime:
     """
     try:
         moment = now + timedelta(seconds=float(Duration(text)))
-    except ValueError:
+    except ValueError as no_duration:
         try:
             moment = datetime.fromisoformat(text).astimezone(UTC)  # without a zone it is taken for local time
         except ValueError as error:
-            raise click.BadParameter(
-                f"--until {text!r} is neither a duration such as 2h nor a time such as 2026-12-27T08:00"
-            ) from error
-    except OverflowError as error:
-        raise click.BadParameter(f"--until {text!r} is beyond all calendars") from error
+            raise click.BadParameter(f"--until {text!r} is no time such as 2026-12-27T08:00, and {no_duration}") from error
+        except OverflowError as error:
+            raise click.BadParameter(f"--until {text!r} is beyond all calendars") from error
     if moment <= now:
         raise click.BadParameter(f"--until {text!r} has passed")
     return moment

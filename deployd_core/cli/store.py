@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from deployd_core.cli.output import message
+from deployd_core.coordination import Link
 from deployd_core.errors import ConfigError, Unavailable
 from deployd_core.zookeeper.address import split_address
 from deployd_core.zookeeper.chroot import ensure_chroot, require_chroot
@@ -36,6 +37,7 @@ def connected(settings: Settings, *, create: bool = False) -> Iterator[Session]:
         logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # it speaks of every attempt
     hosts, chroot = split_address(settings.zookeeper_address)
     session = Session(hosts, chroot, identity=settings.zookeeper_identity)
+    _tell_of_breaks(session)
     try:
         session.start(timeout=settings.connect_timeout, waiting=lambda why: message(f"deployd: {why}"))
     except Unavailable as error:
@@ -51,6 +53,21 @@ def connected(settings: Settings, *, create: bool = False) -> Iterator[Session]:
         yield session
     finally:
         session.close()
+
+
+def _tell_of_breaks(session: Session) -> None:
+    """Say when ZooKeeper goes away, and when it is back: what is shown meanwhile is old, and nothing else says so."""
+    away = False
+
+    def tell(link: Link) -> None:
+        nonlocal away
+        if link is Link.SUSPENDED and not away:
+            message(f"deployd: ZooKeeper at {session.hosts} does not answer any more; waiting for it")
+        elif link is Link.CONNECTED and away:
+            message(f"deployd: ZooKeeper at {session.hosts} answers again")
+        away = link is not Link.CONNECTED and (away or link is Link.SUSPENDED)
+
+    session.listen(tell)
 
 
 def require_spec(record: ServiceRecord) -> ServiceSpec:

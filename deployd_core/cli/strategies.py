@@ -193,8 +193,9 @@ def simulate(
     ones; hosts, instances and time are imagined, and everything comes from the seed.
 
     Faults of hosts (2, or 5% of them) are crash, reboot, dead, session, lost-answer, late-watch, double-watch, failed-start,
-    bad-build, slow-start, slow-probe, flap, disk-full, join and leave; of the service newer-build, new-spec and pause. WHEN is a
-    time (10m), a part of the hosts that have got a permit (50%), or rand. The exit code is 1 when a rule was broken.
+    bad-build, slow-start, slow-probe, slow-drain, flap, disk-full, join and leave; of the service newer-build, new-spec, pause,
+    freeze and promote. WHEN is a time (10m), a part of the hosts that have got a permit (50%), or rand. The exit code is 1 when a
+    rule was broken.
     """
     from deployd_core.cli.simulated import print_summary
     from deployd_core.cli.simulation import Wish, make_scenario, refuse_contradictions, run, zones_of

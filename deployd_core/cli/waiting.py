@@ -73,7 +73,7 @@ def _conclude(
 
     entries = entries_of(seen, rollout) if seen else []
     lacking = [entry for entry in entries if state_of(entry) is not HostState.CONVERGED]
-    number = f"{len(entries) - len(lacking)} of {len(entries)} hosts"
+    number, done = f"{len(entries) - len(lacking)} of {len(entries)} hosts", _done(seen, build, rollout, role)
     if verdict is Verdict.DONE:
         excused = f"; {', '.join(entry.host for entry in lacking)} excused" if lacking else ""
         click.echo(f"{number} of {service} serve {build}{excused}")
@@ -85,14 +85,14 @@ def _conclude(
     if verdict is Verdict.HELD and seen is not None:
         why, then = _held(seen, build, rollout, role)
         # The hosts of a rollout that is over take part in the next one.
-        counted = f"{number} serve {build}: " if entries else ""
+        counted = f"{number} {done}: " if entries else ""
         complain(f"{counted}{why}", then)
         return Exit.HELD
     if verdict is Verdict.STUCK:
-        complain(f"{number} serve {build}, and no other gets further by itself", f"deployd why {service}")
+        complain(f"{number} {done}, and no other gets further by itself", f"deployd why {service}")
         return Exit.FAILED
     known = (
-        f"{number} serve {build}"
+        f"{number} {done}"
         if seen is not None and entries
         else "no host has registered for it"
         if seen
@@ -100,6 +100,12 @@ def _conclude(
     )
     complain(f"{known} after {timeout}; the rollout goes on", f"deployd why {service}")
     return Exit.LATE
+
+
+def _done(seen: FleetStatus | None, build: str, rollout: str, role: Role) -> str:
+    """What hosts have done when they are done: those that have yet to restart serve the build all the same."""
+    wanted = seen.record.enabled_for(role) if seen is not None and seen.record.rollout_for(role) == rollout else None
+    return f"have restarted {build}" if wanted is not None and wanted.restart else f"serve {build}"
 
 
 def _in_words(entry: HostEntry, seen: FleetStatus | None) -> str:

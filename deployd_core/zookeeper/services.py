@@ -261,11 +261,14 @@ def read_history(session: Session, service: str) -> tuple[HistoryEntry, ...]:
     return tuple(entry for entry in entries if entry is not None)
 
 
-def write_freeze(session: Session, freeze: Freeze | None) -> None:
-    """Stop every service, or (None) lift the stop."""
+def write_freeze(session: Session, freeze: Freeze | None) -> Freeze | None:
+    """Stop every service, or (None) lift the stop; returns the stop that was there."""
     ensure_chroot(session)
-    session.create_if_missing(layout.FREEZE)
-    session.set(layout.FREEZE, layout.encode(freeze) if freeze else b"")
+    before = read_freeze({layout.FREEZE: session.get(layout.FREEZE)}, Problems(session))
+    if before is not None or freeze is not None:
+        session.create_if_missing(layout.FREEZE)
+        session.set(layout.FREEZE, layout.encode(freeze) if freeze else b"")
+    return before
 
 
 def commit(session: Session, send: Callable[[], None]) -> bool:

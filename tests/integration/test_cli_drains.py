@@ -90,6 +90,12 @@ def test_what_is_closed_is_listed_with_who_holds_it(gate, capsys):
     assert [("web@8001", gate, "held"), ("web@8002", gate, "orphaned")] == listed(capsys)
 
 
+@isolated
+def test_that_nothing_is_closed_is_said(capsys):
+    """No empty table."""
+    assert (0, "Nothing is closed on this host.\n") == deployd(capsys, "drains", "list")[:2]
+
+
 @pytest.mark.parametrize("gate", GATES)
 @isolated
 def test_reaping_opens_what_no_process_stands_for(gate, capsys):

@@ -92,12 +92,25 @@ def test_freeze_stops_every_service_until_it_is_lifted(two):
     assert (0, "nothing was frozen\n") == nothing[:2]
 
 
+def test_a_second_freeze_says_which_one_it_takes_the_place_of(two):
+    """Somebody else's end and reason are not lost without a word."""
+    two.type("freeze", "--until", "2h", "--why", "outage", "--by", "ann")
+    until = rollouts.read_service(two.session, "web").freeze.until
+
+    _, output, error = two.type("freeze", "--by", "bob")
+
+    assert until.endswith("Z")
+    assert "froze 1 service\n" == output
+    assert f"this takes the place of another freeze: it was frozen by ann until {until}: outage\n" in error
+
+
 @pytest.mark.parametrize(
     ("until", "message"),
     [
-        ("tomorrow", "neither a duration such as 2h nor a time"),
+        ("tomorrow", "is no time such as 2026-12-27T08:00, and 'tomorrow' is not a duration: write it with a unit"),
         ("2020-01-01T00:00:00Z", "has passed"),
-        ("9999999999d", "calendars"),
+        ("9999999999d", "seconds are no duration: it must be at most ten years, 3650d"),
+        ("9999-12-31T23:59:59-12:00", "calendars"),
     ],
 )
 def test_end_of_a_freeze_must_make_sense(two, until, message):
@@ -372,6 +385,16 @@ def test_waiting_ends_with_a_halt(two):
     assert "0 of 2 hosts serve v2: the rollout is halted by h1: 1 host failed in v2-" in error
 
 
+def test_a_restart_that_is_held_does_not_say_that_hosts_lack_the_build(two):
+    """They serve it: what they have not done is to restart it."""
+    two.type("freeze", "--why", "outage", "--by", "ann")
+
+    code, _, error = two.type("restart", "web", "--wait", "--timeout", "1m")
+
+    assert Exit.HELD == code
+    assert "0 of 2 hosts have restarted v1: every service is frozen by ann: outage. Try: deployd why web\n" in error
+
+
 def test_waiting_ends_when_those_who_lack_are_excused(two):
     """A rollout that is complete without a host that was given up has been completed."""
     two.die("h2")
@@ -459,6 +482,7 @@ def test_history_tells_how_each_rollout_ended(two):
     body = json.loads(two.type("history", "web", "--json")[1])
 
     assert ["WHEN", "WHO", "WHAT", "OUTCOME", "TOOK", "WHY"] == lines[0].split()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ +", line) for line in lines[1:])
     told = [re.sub(r"^\S+ +", "", line) for line in lines[1:]]
     assert re.fullmatch(r"ann +enable v1 +completed +\S+ +-", told[0])
     assert re.fullmatch(r"bob +enable v2 +rolled back +\S+ +issue 17", told[1])

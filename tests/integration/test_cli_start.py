@@ -149,6 +149,22 @@ def on_terminal(*arguments, **environment):
     return output.decode()
 
 
+@pytest.mark.parametrize(
+    ("output", "code", "error"),
+    [
+        (">/dev/full", 1, "deployd: error: the output cannot be written: No space left on device\n"),
+        (">&-", 0, ""),
+    ],
+)
+def test_output_that_nobody_takes_is_no_fault_of_ours(output, code, error):
+    """A disk that is full is told as such, and a standard output that is closed is somebody's wish."""
+    done = subprocess.run(
+        f"{' '.join(PROGRAM)} strategies list --plugins-dir /none {output}", shell=True, capture_output=True, text=True, check=False
+    )
+
+    assert (code, "", error) == (done.returncode, done.stdout, done.stderr)
+
+
 def test_fault_of_ours_is_short_unless_asked(tmp_path):
     """An unexpected exception is one line that says where, and a traceback with --debug; it exits 1 either way."""
     (tmp_path / "fails.py").write_text(

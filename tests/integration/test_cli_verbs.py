@@ -22,6 +22,7 @@ from deployd_core.cli.exits import Exit
 from deployd_core.cli.main import run
 from deployd_core.model import Role
 from deployd_core.spec import RestartTable
+from deployd_core.testing.zookeeper import ZooKeeperServer, home_from_environment
 
 pytestmark = pytest.mark.zookeeper
 
@@ -418,6 +419,14 @@ def test_status_without_services_says_how_to_make_one(desk):
     desk.type("services", "delete", "web", "--confirm", "web")
 
     assert (0, "There is no service yet. Make one: deployd services apply FILE\n") == desk.type("status")[:2]
+    assert (0, "There is no service yet. Make one: deployd services apply FILE\n") == desk.type("services", "list")[:2]
+
+
+def test_a_service_without_hosts_says_how_they_come(desk):
+    """No empty table."""
+    desk.apply()
+
+    assert (0, "web has no host: one registers itself when its agent starts.\n") == desk.type("hosts", "list", "web")[:2]
 
 
 def test_why_explains_every_host_that_is_not_done(desk):
@@ -658,3 +667,36 @@ def test_status_can_be_watched(desk):
     assert first.endswith(" web h1 unaware: has not reported on this rollout yet\n")
     assert second.endswith(" web h1 restarting: web@8001 is starting\n")
     assert (0, "") == (process.returncode, error)
+
+
+def test_who_watches_is_told_that_zookeeper_is_away(desk, tmp_path, monkeypatch):
+    """What is shown meanwhile is old, and looks as if nothing went on."""
+    with ZooKeeperServer(tmp_path / "zookeeper", home=home_from_environment()) as server:
+        monkeypatch.setattr(desk, "address", f"{server.address}/deployd")
+        desk.type("services", "apply", desk.spec())
+        desk.type("pause", "web")
+        process = spawn(desk, "status", "web", "--watch", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        server.kill()
+        away = process.stderr.readline()
+        server.start()
+        back = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+
+    assert f"deployd: ZooKeeper at {server.address} does not answer any more; waiting for it\n" == away
+    assert f"deployd: ZooKeeper at {server.address} answers again\n" == back
+    assert (0, "") == (process.returncode, error)
+
+
+def test_a_look_from_elsewhere_says_that_this_is_no_host_of_the_service(desk, tmp_path):
+    """What it finds is then a host on which nothing runs."""
+    desk.apply("h1", "h2")
+    (tmp_path / "agent.toml").write_text('host = "laptop"\n')
+    (tmp_path / "h1.toml").write_text('host = "h1"\n')
+
+    elsewhere = desk.type("strategies", "plan", "web", "--build", "v1", "--config", str(tmp_path / "agent.toml"))[2]
+    there = desk.type("strategies", "plan", "web", "--build", "v1", "--config", str(tmp_path / "h1.toml"))[2]
+
+    assert "laptop is none of the hosts of web (h1, h2); type it there, or name its agent.toml: --config\n" in elsewhere
+    assert "none of the hosts" not in there

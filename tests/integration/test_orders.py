@@ -159,8 +159,9 @@ def test_without_a_completed_build_there_is_no_way_back(session: Session) -> Non
 def test_a_person_goes_back_to_what_was_completed_last(session: Session) -> None:
     """Without a name it is the last completed build that is not the enabled one; a named one must have been enabled before."""
     fleet = Fleet(session, "h1")
-    with pytest.raises(Conflict, match="completed no build"):
+    with pytest.raises(Conflict, match="nothing is enabled for web") as refused:
         rollouts.rollback(session, "web", by="ann")
+    assert refused.value.hint == "deployd enable web BUILD"
     for build in ("v1", "v2"):
         fleet.enable(build)
         fleet.converge()

@@ -80,9 +80,9 @@ def test_a_freeze_holds_every_host(web):
 
     found = shown(web, "--build", "v2")
 
-    assert "every service is frozen by alice until 2099-12-27T08:00:00+00:00: holidays" == found["found"][1]
+    assert "every service is frozen by alice until 2099-12-27T08:00:00Z: holidays" == found["found"][1]
     assert ("held", []) == (found["shown"]["outcome"], found["shown"]["order"])
-    assert "frozen until 2099-12-27T08:00:00+00:00 by alice: holidays" in found["shown"]["reason"]
+    assert "frozen until 2099-12-27T08:00:00Z by alice: holidays" in found["shown"]["reason"]
 
 
 def test_an_enable_opens_what_is_paused(web):

@@ -4,9 +4,10 @@ import msgspec
 import pytest
 
 from deployd_core.api import Options, Plan, Strategy
-from deployd_core.asking import refuse_impossible
+from deployd_core.asking import check_plan, refuse_impossible
+from deployd_core.boundary import Bound, Provider
 from deployd_core.config import set_up
-from deployd_core.errors import ConfigError
+from deployd_core.errors import ConfigError, PluginError
 from deployd_core.plugins import Kind, Plugins
 from deployd_core.spec import InstancesTable, RestartTable, ServiceSpec, ServiceTable
 
@@ -50,6 +51,17 @@ def refused(strategy, count, **options):
     except ConfigError as error:
         return f"{error.message} [{error.hint}]"
     return ""
+
+
+@pytest.mark.parametrize(("returned", "said"), [(None, "returned no Plan: None"), ("all", "returned no Plan: 'all'")])
+def test_what_a_strategy_returned_in_place_of_a_plan_is_shown(returned, said):
+    """As Python writes it, to whoever writes Python."""
+    provider = Provider(entry="mine", distribution="file", version="", origin="mine.py")
+
+    with pytest.raises(PluginError) as caught:
+        check_plan(Bound(Wary(Options()), "wary", provider), returned)
+
+    assert f"strategy wary [mine (mine.py)] {said}" == caught.value.message
 
 
 @pytest.mark.parametrize(

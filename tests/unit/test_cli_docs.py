@@ -1,5 +1,6 @@
 """docs/cli.md is complete: every command, every exit code, every shape of JSON."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import COMMANDS, EXIT_CODES, Group
+from deployd_core.cli.main import run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
@@ -38,3 +40,25 @@ def test_every_shape_of_json_is_documented():
     of_listings = {f"deployd.{group}.{verb}/1" for group in ("strategies", "plugins") for verb in ("list", "show")}
 
     assert literal | of_listings == set(re.findall(r"^\| `(deployd\.[a-z./0-9]+)` \|", PAGE, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["strategies", "list"],
+        ["strategies", "show", "concurrency"],
+        ["strategies", "check", "concurrency", "--seeds", "1"],
+        ["strategies", "simulate", "concurrency", "--hosts", "2"],
+        ["plugins", "list"],
+        ["plugins", "show", "probe", "tcp"],
+    ],
+    ids=" ".join,
+)
+def test_the_keys_of_json_are_documented(capsys, words):
+    """The table names every key of what is printed; that of a plugin is said to be as that of a strategy."""
+    run([*words, "--json"])
+
+    printed = json.loads(capsys.readouterr().out)
+    schema = printed.pop("schema").replace("plugins.show", "strategies.show")
+    row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{schema}` |"))
+    assert set(printed) <= set(re.findall(r"[a-z_]+", row.rsplit(" | ", 1)[1]))

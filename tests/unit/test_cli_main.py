@@ -88,6 +88,14 @@ def test_table_of_commands_tells_the_truth(name):
     assert COMMANDS[name].summary == command.get_short_help_str(200)
 
 
+@pytest.mark.parametrize("name", [name for name, entry in COMMANDS.items() if isinstance(entry.load(), Group)])
+def test_the_help_of_a_group_tells_whole_sentences(capsys, name):
+    """What a command is for is folded, and not cut."""
+    run([name])
+
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
 @pytest.mark.parametrize("path", leaves(), ids=" ".join)
 def test_every_command_has_help_with_an_example(capsys, path):
     """Each command explains itself and every option of its own, and begins with an example."""
@@ -136,7 +144,7 @@ def test_named_configuration_must_exist(capsys, tmp_path):
 
     assert 1 == run(["strategies", "list", "--config", str(path)])
 
-    assert f"deployd: error: {path} does not exist\n" == capsys.readouterr().err
+    assert f"deployd: error: {path} does not exist. Write one: see docs/agent.md\n" == capsys.readouterr().err
 
 
 def test_wrong_configuration_names_the_key(capsys, tmp_path):

@@ -84,7 +84,7 @@ def test_a_check_says_that_all_hosts_restart_at_once(tmp_path, capsys):
     [
         ('limit = "10%"', 'limit = "many"', "[restart.options]: limit: "),
         ('limit = "10%"', "depth = 3", "[restart.options]: unknown key 'depth'"),
-        ('"concurrency"', '"concurency"', "there is no strategy 'concurency'"),
+        ('"concurrency"', '"concurency"', "/web.toml: there is no strategy 'concurency'"),
         ("[rollout]", "[rolout]", "unknown key 'rolout', did you mean 'rollout'?"),
         ("count = 12", "count = 12\nmin_available = 12", "leaves none to restart"),
     ],

@@ -57,9 +57,9 @@ def host(name, step="waiting", *, permit=None, alive=True, zone="a", role=Role.F
     return HostEntry(host=name, role=role, zone=zone, alive=alive, status=status, permit=held, **values)
 
 
-def blocked(remedy):
+def blocked(remedy, name="h1"):
     """A host that is blocked, and says by what that ends."""
-    return host("h1", "blocked", remedy=remedy.value)
+    return host(name, "blocked", remedy=remedy.value)
 
 
 def fleet(*hosts, rollout=None, freeze=None, canary=None, permits=(), grants=0, granted_at=None, **policy):
@@ -235,11 +235,11 @@ def test_window_and_stagger_say_when_they_end():
         (host("h1", "reverted"), "mend h1, then deployd retry web; or deployd rollback web goes back to v1"),
         (host("h1", "broken", permit=1), "mend h1, it goes on when it is healthy; or deployd rollback web goes back to v1"),
         (host("h1", "blocked"), "mend what the reason names"),
-        (blocked(Remedy.INSTALL), "install it on h1 and reload the agent there: systemctl reload deployd-agent (SIGHUP)"),
-        (blocked(Remedy.PLUGIN), "restart the agent there: systemctl restart deployd-agent"),
+        (blocked(Remedy.INSTALL), "install it there and reload the agent: systemctl reload deployd-agent (SIGHUP)"),
+        (blocked(Remedy.PLUGIN), "there and restart the agent: systemctl restart deployd-agent"),
         (blocked(Remedy.SPEC), "mend the spec: deployd services apply FILE --name web; it goes on by itself then"),
         (blocked(Remedy.BUILD), "deployd rollback web goes back to v1"),
-        (blocked(Remedy.HOST), "mend that on h1; it goes on by itself then"),
+        (blocked(Remedy.HOST), "mend that there; it goes on by itself then"),
         (host("h1", "degraded"), "look at that instance on h1"),
         (host("h1", "restarting", alive=False, permit=1), "should it never come back: deployd hosts lost web h1 --why TEXT"),
         (host("h1", "waiting", alive=False), "should it never come back: deployd hosts retire web h1 --why TEXT"),
@@ -251,6 +251,14 @@ def test_window_and_stagger_say_when_they_end():
 def test_host_that_does_not_wait_is_told_what_to_do(entry, next_words):
     """Trouble has a way on and a way back; what goes on by itself is said to."""
     assert why(fleet(entry), "h1").next.endswith(next_words)
+
+
+@pytest.mark.parametrize("remedy", Remedy)
+def test_hosts_that_the_same_thing_blocks_are_given_the_same_advice(remedy):
+    """So that `deployd why` tells a whole fleet that lacks a plugin together."""
+    found = explain(fleet(blocked(remedy), blocked(remedy, "h2")), NOW, queue={}, limit=ONE)
+
+    assert found[0].next == found[1].next
 
 
 @pytest.mark.parametrize("step", HostStep)

@@ -100,6 +100,7 @@ def test_every_step_of_a_host_is_known(step):
         (make_host(step=None), HostState.UNAWARE, "unaware"),
         (make_host(step=None, alive=False), HostState.DEAD, "dead"),
         (make_host(step="flipping"), HostState.RESTARTING, "flipping"),
+        (make_host(step="checking"), HostState.CHECKING, "checking"),
         (make_host(step="idle", wanted=None), HostState.IDLE, "idle"),
         (make_host(step="a step of a newer agent"), HostState.UNAWARE, "unaware"),
     ],

@@ -115,6 +115,10 @@ BROKEN = {
         "from deployd_core.api import hookimpl\n@hookimpl\ndef acme_thing(): ...",
         "there is no hook acme_thing; known: deployd_strategies, ",
     ),
+    "class in place of a list": (
+        strategy("mine").replace("[Mine]", "Mine"),
+        r"deployd_strategies returned Mine, and not a list: return \[Mine\]",
+    ),
     "wrong signature": (
         "from deployd_core.api import hookimpl\n@hookimpl\ndef deployd_veto(request, phase_of_the_moon): ...",
         "a hook has the wrong signature: .*phase_of_the_moon",
@@ -169,6 +173,22 @@ def test_a_broken_plugin_says_why_when_it_is_asked_for(load):
         load(bad="import no_such_module").get(Kind.STRATEGY, "bad")
 
     assert "deployd plugins list" == caught.value.hint
+
+
+def test_a_file_that_broke_is_found_by_the_name_that_its_plugin_has(load):
+    """A file cannot have the dashes of the plugin in it, and what broke on import never said its name."""
+    with pytest.raises(UnknownPlugin, match="strategy 'by-halves' cannot be used: .*SyntaxError") as caught:
+        load(by_halves="def (").get(Kind.STRATEGY, "by-halves")
+
+    assert 1 == caught.value.message.count("/by_halves.py")
+
+
+def test_what_broke_before_it_could_say_its_name_is_told_with_what_there_is(load):
+    """It may be the one that is asked for."""
+    with pytest.raises(UnknownPlugin, match="there is no strategy 'by-halves'") as caught:
+        load(halves="def (", good=strategy("by-night")).get(Kind.STRATEGY, "by-halves")
+
+    assert caught.value.hint.endswith("; cannot be used: halves (deployd plugins list)")
 
 
 def test_a_plugin_for_a_newer_deployd_is_not_loaded(load):

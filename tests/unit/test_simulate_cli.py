@@ -13,6 +13,7 @@ from deployd_core.cli.main import run
 from deployd_core.cli.simulated import by_zone, measured
 from deployd_core.cli.simulation import Wish
 from deployd_core.plugins import Plugins
+from deployd_core.simulate.faults import FaultKind
 from deployd_core.simulate.picture import draw, values_at
 from deployd_core.simulate.record import Record
 from deployd_core.simulate.runner import Outcome, Summary, simulate
@@ -234,6 +235,14 @@ def test_a_spec_says_what_runs(capsys, tmp_path):
     assert [18, 18, 18] == [found["instances"] for found in measured]
     assert [2, 3, 6] == [found["most_permits"] for found in measured]
     assert [2, 3, 18] == [found["most_out"] for found in measured]
+
+
+def test_the_help_names_every_fault(capsys):
+    """And so does what is said of one that does not exist."""
+    run(["strategies", "simulate", "--help"])
+
+    page = re.sub(r"-\s+", "-", capsys.readouterr().out)
+    assert [] == [kind.value for kind in FaultKind if not re.search(rf"\b{kind.value}\b", page.partition("WHEN is")[0])]
 
 
 @pytest.mark.parametrize(
