@@ -108,7 +108,7 @@ class Permit(Struct, frozen=True, kw_only=True):
     since: str
     """RFC 3339."""
     nonce: str
-    """Chosen by the asker, to recognise its own permit when the answer to a commit was lost."""
+    """That of the waiter that it was granted to: tells which place in the queue went with it."""
     token: int = 0
     """The node's czxid: later permits have higher ones."""
 

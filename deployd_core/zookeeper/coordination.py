@@ -197,6 +197,9 @@ class _Service:
         self._rollout: Rollout | None = None
         self._last_hosts: int | None = None
         self._down: bool | None = None
+        """What ZooKeeper says of this host; None while that is not known, as while it is being written."""
+        self._said_down = False
+        """What this host has said last."""
         self._reporting = threading.Lock()
         """Of saying whether the host is down: what is remembered of it must be what was written last."""
         self._cache = NodeCache(session, self._changed)
@@ -226,7 +229,7 @@ class _Service:
 
     def take(self, snapshot: Snapshot, limit: FleetLimit, priority: int, now: datetime) -> Permit | Denied:
         self._woken.clear()  # before asking: the end of what we are about to wait for may come before the next snapshot
-        asking = Asking(snapshot=snapshot, limit=limit, priority=priority, down=bool(self._down), now=now)
+        asking = Asking(snapshot=snapshot, limit=limit, priority=priority, down=self._said_down, now=now)
         answer = self.desk.take(asking)
         if isinstance(answer, Denied) and answer.code is Denial.CHANGED:
             self._cache.forget()  # the watch that says so may still be on its way
@@ -241,7 +244,7 @@ class _Service:
         with self._reporting:
             before, self._down = self._down, None
             permits.release(self._session, self._name, self._host, status, held=held, failed=failed, was_down=before)
-            self._down = status.down
+            self._down = self._said_down = status.down
         self._cache.deleted(path)
 
     def fail(self, snapshot: Snapshot, reason: str, now: datetime) -> None:
@@ -252,10 +255,11 @@ class _Service:
         with self._reporting:
             before, self._down = self._down, None  # until it is known to be written
             write_status(self._session, self._name, status, was_down=before)
-            self._down = status.down
-        if before and not status.down:
+            was_down, self._down, self._said_down = self._said_down, status.down, status.down
+        if was_down and not status.down:
             self.back()
-            self._changed()
+        if was_down is not status.down:
+            self._changed()  # one that is down has another place in the queue, and asks for it
 
     def _changed(self) -> None:
         if not self._woken.is_set():

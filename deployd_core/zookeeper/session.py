@@ -341,9 +341,7 @@ class Session:
             try:
                 return pending.get(timeout=self.operation_timeout)
             except NO_ANSWER as error:
-                if isinstance(error, kazoo_errors.SessionExpiredError):
-                    self._renewal.begin(generation)
-                raise self._translate(error, "write", path) from error
+                raise self._not_written(error, path, generation) from error
 
         return answer
 
@@ -366,14 +364,14 @@ class Session:
         batch = self._client.transaction()
         for operation in operations:
             operation.add_to(batch)
-        answer = self._send(operations[0].path, batch.commit_async)
-        return lambda: self._judge(operations, answer())
+        generation, answer = self.generation, self._send(operations[0].path, batch.commit_async)
+        return lambda: self._judge(operations, answer(), generation)
 
-    def _judge(self, operations: Sequence[Operation], results: Sequence[object]) -> None:
+    def _judge(self, operations: Sequence[Operation], results: Sequence[object], generation: int) -> None:
         # kazoo returns the errors. Those before and after the culprit say only that they were rolled back.
         for operation, result in zip(operations, results, strict=False):
             if isinstance(result, Exception) and not isinstance(result, _ROLLED_BACK):
-                raise self._translate(result, "write", operation.path)
+                raise self._not_written(result, operation.path, generation)
         if any(isinstance(result, Exception) for result in results):
             raise Refused(f"ZooKeeper refused a transaction on {self.where(operations[0].path)}", path=operations[0].path)
 
@@ -383,6 +381,11 @@ class Session:
             if self._client.client_state == KeeperState.AUTH_FAILED:
                 raise not_accepted(self.identity, self.hosts)
             raise Unavailable(f"ZooKeeper at {self.hosts} is not connected: {path} cannot be read or written now")
+
+    def _not_written(self, error: Exception, path: str, generation: int) -> DeploydError:
+        if isinstance(error, kazoo_errors.SessionExpiredError):
+            self._renewal.begin(generation)
+        return self._translate(error, "write", path)
 
     def _translate(self, error: Exception, verb: str, path: str) -> DeploydError:
         where = self.where(path)

@@ -19,7 +19,7 @@ from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import InstancesTable, Promotion, RolloutTable, ServiceSpec, ServiceTable
 from deployd_core.testing.relay import Relay
 from deployd_core.units import Duration, Share
-from deployd_core.zookeeper import layout
+from deployd_core.zookeeper import coordination, layout
 from deployd_core.zookeeper.cache import NodeCache
 from deployd_core.zookeeper.chroot import ensure_chroot
 from deployd_core.zookeeper.coordination import ZooKeeperCoordination
@@ -536,6 +536,47 @@ def test_a_host_is_not_down_for_ever_when_two_reports_meet(site: Site, monkeypat
     host.report("web", well)
 
     assert site.people.stat(ServicePaths("web").down("h1")) is None
+
+
+def test_a_host_that_turns_out_to_be_down_is_woken_to_go_first(site: Site) -> None:
+    """It asked before that was on record, and stands behind a host that has to wait until it is well again: both would sleep."""
+    site.apply()
+    well, sick = site.host("h1"), site.host("h2")
+    woken = threading.Event()
+    sick._service("web")._wake = lambda _: woken.set()
+    site.enable("v1")
+    rollouts.pause(site.people, "web", by="ann")
+    for host in (well, sick):
+        assert isinstance(take(host), Denied)
+    rollouts.resume(site.people, "web", by="ann")
+    snapshot = look(sick)
+    woken.clear()
+
+    sick.report("web", status_of(sick, step="waiting", down=True))
+
+    assert woken.is_set()
+    assert isinstance(sick.take_permit(snapshot, ONE), Permit)
+
+
+def test_a_host_that_is_down_keeps_its_place_while_it_reports(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a report about it is under way is no reason to take it for well, and to send it to the end of the queue."""
+    site.apply()
+    sick = site.host("h1")
+    site.enable("v1")
+    rollouts.pause(site.people, "web", by="ann")
+    sick.report("web", status_of(sick, step="degraded", down=True))
+    assert isinstance(take(sick), Denied)
+    place = sick._service("web").desk.place
+    before, write = place.path, coordination.write_status
+
+    def write_status(*arguments: Any, **named: Any) -> None:
+        assert isinstance(take(sick), Denied)
+        write(*arguments, **named)
+
+    monkeypatch.setattr(coordination, "write_status", write_status)
+    sick.report("web", status_of(sick, step="waiting", down=True))
+
+    assert before == place.path
 
 
 def test_a_ramp_begins_anew_with_a_retry(site: Site) -> None:

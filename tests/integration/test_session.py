@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from kazoo.client import KazooClient
+from kazoo.client import KazooClient, TransactionRequest
 from kazoo.exceptions import SessionExpiredError
 
 from deployd_core import rollouts
@@ -331,16 +331,22 @@ def test_a_connection_that_makes_no_sense_any_more_is_begun_again(
         ensure_chroot(session)
 
 
-def test_a_session_that_is_over_while_its_connection_lives_is_begun_anew(zookeeper: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["alone", "in a transaction"])
+def test_a_session_that_is_over_while_its_connection_lives_is_begun_anew(
+    zookeeper: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     """A server may go on to answer one whose session has ended, but for what it writes: its agent would be gone for good."""
     with session_of(zookeeper) as session:
         ensure_chroot(session)
         before, links = session.session_id, Links(session)
         expired = session._client.handler.async_result()
         expired.set_exception(SessionExpiredError())
+        answered = session._client.handler.async_result()
+        answered.set([SessionExpiredError()])
         monkeypatch.setattr(session._client, "create_async", lambda *_, **__: expired)
+        monkeypatch.setattr(TransactionRequest, "commit_async", lambda _: answered)
         with pytest.raises(OutcomeUnknown, match="SessionExpiredError"):
-            session.create("/a")
+            session.create("/a") if how == "alone" else session.transaction().create("/a").commit()
         monkeypatch.undo()
         links.wait(Link.LOST)
         links.wait(Link.CONNECTED)
