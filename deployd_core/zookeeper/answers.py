@@ -18,6 +18,8 @@ UNREADABLE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, 
 """What kazoo trips over in an answer that it cannot read: one out of order, or one to a create that names no node."""
 NO_ANSWER = (kazoo_errors.KazooException, KazooTimeoutError, *UNREADABLE)
 """What kazoo raises in place of an answer."""
+NOT_ACCEPTED = (kazoo_errors.AuthFailedError, kazoo_errors.SessionClosedRequireSaslError)
+"""The latter says that the ensemble demands that clients say who they are, by SASL or not."""
 
 
 class OutcomeUnknown(Unavailable):

@@ -27,6 +27,7 @@ from deployd_core.zookeeper.answers import (
     CREATED,
     DELETED,
     NO_ANSWER,
+    NOT_ACCEPTED,
     UNREADABLE,
     Children,
     Node,
@@ -65,8 +66,6 @@ OPERATION_TIMEOUT = 5.0
 IS_IT_RUNNING = "is it running, and is the address right?"
 _RECONNECT = {"max_tries": -1, "delay": 0.05, "backoff": 2, "max_jitter": 0.4, "max_delay": 2.0}
 _CHUNK = 500
-_NOT_ACCEPTED = (kazoo_errors.AuthFailedError, kazoo_errors.SessionClosedRequireSaslError)
-"""The latter says that the ensemble demands that clients say who they are, by SASL or not."""
 _ROLLED_BACK = (kazoo_errors.RolledBackError, kazoo_errors.RuntimeInconsistency)
 
 
@@ -389,7 +388,7 @@ class Session:
 
     def _translate(self, error: Exception, verb: str, path: str) -> DeploydError:
         where = self.where(path)
-        if isinstance(error, _NOT_ACCEPTED):
+        if isinstance(error, NOT_ACCEPTED):
             return not_accepted(self.identity, self.hosts)
         if isinstance(error, kazoo_errors.NoAuthError):
             return not_allowed(self.identity, verb, where)
