@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import deployd_core
 from deployd_core.cli.main import run
 from deployd_core.packing import pack
 from deployd_core.testing.fleet import Fleet
@@ -116,10 +118,13 @@ def test_a_fleet_rolls_over_tls(server: SecureServer, files: Path, typed: Type, 
     builds.mkdir()
     (tmp_path / "content").mkdir()
     (tmp_path / "content" / "VERSION").write_text("v1")
-    program = Path(Fleet.__module__.replace(".", "/")).parents[1] / "demo_app" / "server.py"
+    program = Path(deployd_core.__file__).parent / "demo_app" / "server.py"
     (tmp_path / "content" / "server.py").write_text(program.read_text())
     pack(tmp_path / "content", builds / "web-v1.tar.gz")
-    with Fleet(tmp_path / "fleet", address + chroot, {"web": [8001]}, hosts=2, network="127.0.251") as fleet:
+    with (
+        tempfile.TemporaryDirectory(prefix="deployd-tls-") as short,  # sockets lie in it, whose paths have a limit
+        Fleet(Path(short), address + chroot, {"web": [8001]}, hosts=2, network="127.0.251") as fleet,
+    ):
         for host in fleet.hosts.values():
             lines = "".join(f'{key} = "{value}"\n' for key, value in access.items())
             host.config.write_text(host.config.read_text().replace("[zookeeper]\n", f"[zookeeper]\n{lines}"))
