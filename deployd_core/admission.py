@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from msgspec import Struct
 
 from deployd_core.coordination import Denial, Denied, Freeze, Rollout, RolloutState
+from deployd_core.errors import some_of
 from deployd_core.model import FleetLimit, Role
 from deployd_core.spec import RolloutTable
 from deployd_core.units import Share
@@ -237,8 +238,7 @@ def _hosts(count: int) -> str:
 
 
 def _names(hosts: Iterable[str]) -> str:
-    names = sorted(hosts)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return some_of(sorted(hosts))
 
 
 def _by_whom(by: str, why: str) -> str:

@@ -21,7 +21,7 @@ traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class DeploydError(Exception):
@@ -70,6 +70,11 @@ class Conflict(DeploydError):
 
 class NotFound(DeploydError):
     """No such service, host, build or node."""
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, and how many there are beside them."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

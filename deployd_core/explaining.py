@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from deployd_core.admission import Request, admit
 from deployd_core.coordination import Denial, Denied, Waiter
+from deployd_core.errors import some_of
 from deployd_core.model import FleetLimit, Health, Role
 from deployd_core.noticing import (
     BY_ITSELF,
@@ -163,8 +164,7 @@ class _Desk:
         if place is None or place == 1:
             return None
         before = tuple(waiter.host for waiter in waiters[: place - 1])
-        names = ", ".join(before[:5]) + (f" and {len(before) - 5} more" if len(before) > 5 else "")
-        return Denied(code=Denial.QUEUED, reason=f"asked later than {names}", blockers=before[:5])
+        return Denied(code=Denial.QUEUED, reason=f"asked later than {some_of(before)}", blockers=before[:5])
 
     def _limit_of(self, entry: HostEntry, waiters: Sequence[Waiter]) -> FleetLimit | None:
         return next((waiter.limit for waiter in waiters if waiter.host == entry.host), self._limit)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from deployd_core.coordination import Denial
+from deployd_core.errors import some_of
 from deployd_core.model import Health, State
 from deployd_core.noticing import notices
 from deployd_core.picture import HostState, state_of
@@ -17,8 +18,6 @@ from deployd_core.zookeeper.status import FleetStatus, HostEntry
 _STOPS = (Denial.FROZEN.value, Denial.PAUSED.value, Denial.HALTED.value)
 _UNKNOWN = ""
 """The build that an instance serves of which nobody can tell: none of those there are."""
-_NAMED = 5
-"""Hosts that are named; of more it is said how many."""
 
 
 def found_in(fleet: FleetStatus) -> Found:
@@ -133,12 +132,7 @@ def _in_the_way(fleet: FleetStatus) -> Iterator[str]:
     }
     for what, names in groups.items():
         if names:
-            yield f"{'1 host is' if len(names) == 1 else f'{len(names)} hosts are'} {what}: {_names(names)}"
+            yield f"{'1 host is' if len(names) == 1 else f'{len(names)} hosts are'} {what}: {some_of(names)}"
     if fleet.permits:
         count = "1 permit is" if len(fleet.permits) == 1 else f"{len(fleet.permits)} permits are"
-        yield f"{count} held: {_names([permit.host for permit in fleet.permits])}"
-
-
-def _names(hosts: Sequence[str]) -> str:
-    more = f" and {len(hosts) - _NAMED} more" if len(hosts) > _NAMED else ""
-    return ", ".join(hosts[:_NAMED]) + more
+        yield f"{count} held: {some_of([permit.host for permit in fleet.permits])}"

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from deployd_core.cli.output import message
+from deployd_core.errors import some_of
 
 if TYPE_CHECKING:
     from deployd_core.cli.settings import Settings
     from deployd_core.config import AgentConfig
     from deployd_core.coordination import Snapshot
     from deployd_core.survey import Here
-
-_NAMED = 5
-"""Hosts of the service that are named where this is none of them."""
 
 spec_option = click.option(
     "--spec", "spec_file", metavar="FILE", type=click.Path(path_type=Path), help="Take the spec from a file, and ask no ZooKeeper."
@@ -66,7 +64,6 @@ def _read(settings: Settings, service: str, host: str) -> Snapshot:
         rollouts.read_service(session, service)  # says which services there are when this is none of them
         known = sorted(read_members(session, service))
         if known and host not in known:
-            some = ", ".join(known[:_NAMED]) + (f" and {len(known) - _NAMED} more" if len(known) > _NAMED else "")
             where = "type it there, or name its agent.toml: --config"
-            message(f"deployd: warning: {host} is none of the hosts of {service} ({some}); {where}")
+            message(f"deployd: warning: {host} is none of the hosts of {service} ({some_of(known)}); {where}")
         return ZooKeeperCoordination(session, host, wake=lambda _: None).snapshot(service)

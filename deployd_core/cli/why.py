@@ -12,16 +12,13 @@ from deployd_core.cli.exits import Exit
 from deployd_core.cli.groups import Command
 from deployd_core.cli.output import folded, print_json, use_colour
 from deployd_core.cli.settings import Settings, json_option, pass_settings, zookeeper_options
-from deployd_core.errors import DeploydError
+from deployd_core.errors import DeploydError, some_of
 
 if TYPE_CHECKING:
     from deployd_core.explaining import Explanation
     from deployd_core.model import FleetLimit
     from deployd_core.noticing import Blocker, Notice
     from deployd_core.zookeeper.status import FleetStatus
-
-_NAMED = 5
-"""Hosts that share one reason and are named."""
 
 
 @click.command("why", cls=Command, examples=["deployd why web", "deployd why web web-17", "deployd why web --json"])
@@ -138,8 +135,7 @@ def _notice_lines(service: str, notice: Notice, now: datetime) -> Iterator[str]:
 def _host_lines(alike: Sequence[Explanation], now: datetime, explained: Collection[str]) -> Iterator[str]:
     """Hosts that wait for the same thing; what the service as a whole waits for has been said already."""
     one = min(alike, key=lambda explanation: explanation.since or "~")
-    names = ", ".join(explanation.host for explanation in alike[:_NAMED])
-    names += f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
+    names = some_of([explanation.host for explanation in alike])
     since = f" since {_moment(one.since, now)}" if one.since else ""
     code = f" ({one.code.value})" if one.code is not None else ""
     yield f"{names}:{f' {one.wanted}' if one.wanted else ''} {one.step}{code}{since}"
