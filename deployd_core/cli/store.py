@@ -12,7 +12,7 @@ from deployd_core.coordination import Link
 from deployd_core.errors import ConfigError, Unavailable
 from deployd_core.zookeeper.address import split_address
 from deployd_core.zookeeper.chroot import ensure_chroot, require_chroot
-from deployd_core.zookeeper.session import IS_IT_RUNNING, Session
+from deployd_core.zookeeper.session import Session
 
 if TYPE_CHECKING:
     from deployd_core.cli.settings import Settings
@@ -39,12 +39,10 @@ def connected(settings: Settings, *, create: bool = False) -> Iterator[Session]:
     session = Session(hosts, chroot, identity=settings.zookeeper_identity)
     _tell_of_breaks(session)
     try:
-        session.start(timeout=settings.connect_timeout, waiting=lambda why: message(f"deployd: {why}"))
+        hint = f"is it running? The address is {settings.zookeeper_origin}; another one: --zookeeper HOST:PORT/CHROOT"
+        session.start(timeout=settings.connect_timeout, waiting=lambda why: message(f"deployd: {why}"), hint=hint)
     except Unavailable as error:
-        hint = error.hint
-        if hint == IS_IT_RUNNING:
-            hint = f"is it running? The address is {settings.zookeeper_origin}; another one: --zookeeper HOST:PORT/CHROOT"
-        raise Unavailable(f"{error.message}; gave up after {settings.connect_timeout}", hint=hint) from error
+        raise Unavailable(f"{error.message}; gave up after {settings.connect_timeout}", hint=error.hint) from error
     try:
         if create:
             ensure_chroot(session)
@@ -62,10 +60,11 @@ def _tell_of_breaks(session: Session) -> None:
     def tell(link: Link) -> None:
         nonlocal away
         if link is Link.SUSPENDED and not away:
+            away = True
             message(f"deployd: ZooKeeper at {session.hosts} does not answer any more; waiting for it")
         elif link is Link.CONNECTED and away:
+            away = False
             message(f"deployd: ZooKeeper at {session.hosts} answers again")
-        away = link is not Link.CONNECTED and (away or link is Link.SUSPENDED)
 
     session.listen(tell)
 

@@ -12,6 +12,7 @@ from deployd_core.errors import ConfigError
 from deployd_core.zookeeper.address import Identity
 
 _OTHERS = stat.S_IROTH | stat.S_IWOTH
+_NAME_A_USER = "set user and password_file in [zookeeper] of agent.toml"
 
 
 def identity_of(table: ZooKeeperTable, where: str) -> Identity:
@@ -48,7 +49,7 @@ def tls_context(identity: Identity) -> ssl.SSLContext:
 
 def not_accepted(identity: Identity, hosts: str) -> ConfigError:
     """The ensemble does not let us in."""
-    hint = "check user and password" if identity.digest else "set user and password_file in [zookeeper] of agent.toml"
+    hint = "check user and password" if identity.digest else _NAME_A_USER
     return ConfigError(f"ZooKeeper at {hosts} does not accept {identity}", hint=hint)
 
 
@@ -58,7 +59,7 @@ def not_allowed(identity: Identity, verb: str, where: str) -> ConfigError:
     if identity.digest:  # a wrong password is not refused when it is given
         hint = f"is the password right? another one makes another user; the node's access list: zkCli getAcl {where}"
     else:
-        hint = f"set user and password_file in [zookeeper] of agent.toml; the node's access list: zkCli getAcl {where}"
+        hint = f"{_NAME_A_USER}; the node's access list: zkCli getAcl {where}"
     return ConfigError(message, hint=hint)
 
 

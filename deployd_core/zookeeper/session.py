@@ -63,7 +63,6 @@ __all__ = [
 
 SESSION_TIMEOUT = 10.0
 OPERATION_TIMEOUT = 5.0
-IS_IT_RUNNING = "is it running, and is the address right?"
 _RECONNECT = {"max_tries": -1, "delay": 0.05, "backoff": 2, "max_jitter": 0.4, "max_delay": 2.0}
 _CHUNK = 500
 _ROLLED_BACK = (kazoo_errors.RolledBackError, kazoo_errors.RuntimeInconsistency)
@@ -136,6 +135,7 @@ class Session:
         stop: threading.Event | None = None,
         waiting: Callable[[str], object] | None = None,
         say_every: float = 10.0,
+        hint: str = "is it running, and is the address right?",
     ) -> bool:
         """Connect. With `timeout` None it waits for an ensemble that is down until `stop` is set; `waiting` is told why.
 
@@ -143,7 +143,7 @@ class Session:
             Whether it is connected; False only after `stop`.
 
         Raises:
-            Unavailable: Not connected within `timeout` seconds.
+            Unavailable: Not connected within `timeout` seconds; with `hint`, unless a better one is known.
             ConfigError: ZooKeeper does not accept who we say we are.
         """
         self._monitor.start()
@@ -158,7 +158,7 @@ class Session:
             if timeout is not None and now - began > timeout:
                 trouble = why_unreachable(self.hosts, self.identity)
                 self.close()
-                raise Unavailable(f"ZooKeeper at {self.hosts} does not answer: {trouble.why}", hint=trouble.hint or IS_IT_RUNNING)
+                raise Unavailable(f"ZooKeeper at {self.hosts} does not answer: {trouble.why}", hint=trouble.hint or hint)
             if waiting is not None and now > say_at:
                 waiting(f"ZooKeeper at {self.hosts} does not answer ({why_unreachable(self.hosts, self.identity)}); waiting for it")
                 say_at = time.monotonic() + say_every
