@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from deployd_core.admission import impossible
 from deployd_core.advancing import bake_of
 from deployd_core.chronicle import last_completed
+from deployd_core.clock import to_the_second
 from deployd_core.coordination import Freeze, HistoryEntry, Permit, Rollout, RolloutState, Verb, Waiter
 from deployd_core.errors import ConfigError, Conflict, NotFound
 from deployd_core.model import Role, check_build_id, check_digest, check_name
@@ -386,8 +387,7 @@ def _about_host(session: Session, service: str, host: str, verb: Verb, *, by: st
 
 def freeze(session: Session, *, by: str, why: str = "", until: datetime | None = None) -> Freeze | None:
     """Hand out no more permits for any service, until a time or until `unfreeze`; returns the freeze whose place this one takes."""
-    end = until.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z") if until else None
-    return services.write_freeze(session, Freeze(by=by, why=why, until=end))
+    return services.write_freeze(session, Freeze(by=by, why=why, until=to_the_second(until) if until else None))
 
 
 def unfreeze(session: Session) -> Freeze | None:

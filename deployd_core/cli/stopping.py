@@ -12,6 +12,7 @@ from deployd_core.cli.groups import Command
 from deployd_core.cli.output import message
 from deployd_core.cli.people import by_option, person, why_option
 from deployd_core.cli.settings import Settings, pass_settings, zookeeper_options
+from deployd_core.clock import to_the_second
 from deployd_core.units import Duration
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def freeze(settings: Settings, *, until: str | None, why: str, by: str | None) -
         services = rollouts.list_services(session)
         before = rollouts.freeze(session, by=by or person(), why=why, until=end)
         count = "1 service" if len(services) == 1 else f"all {len(services)} services"
-        click.echo(f"froze {count}" + (f" until {end.strftime('%Y-%m-%dT%H:%M:%SZ')}" if end is not None else ""))
+        click.echo(f"froze {count}" + (f" until {to_the_second(end)}" if end is not None else ""))
         if before is not None and before.active(datetime.now(UTC)):
             message(f"this takes the place of another freeze: it was {in_force(before)}")
         for record in services:
