@@ -112,7 +112,7 @@ class Group(_Examples, click.Group):
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(
-                [(name, command.get_short_help_str(limit=_SENTENCE)) for name, command in found if command is not None]
+                [(name, command.get_short_help_str(limit=_SENTENCE)) for name, command in found if command and not command.hidden]
             )
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
