@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from deployd_core.coordination import AgentInfo, Denied, HostStatus
 from deployd_core.errors import ConfigError
 from deployd_core.model import FleetLimit, Role
 from deployd_core.packing import pack
+from deployd_core.testing.instances import eventually
 from deployd_core.testing.zookeeper import ZooKeeperServer, find_classpath, find_java, home_from_environment
 from deployd_core.units import Share
 from deployd_core.zookeeper import layout, members, status
@@ -227,23 +227,15 @@ def test_an_agent_with_a_wrong_password_says_so_and_is_mended_by_a_reload(typed:
     command = [sys.executable, "-P", "-m", "deployd_core", "agent", "--config", str(config)]
     with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as agent:
         try:
-            wait_until(
+            assert eventually(
                 lambda: f"ZooKeeper does not allow user 'ops' to write {chroot}/agents/h1 (is the password" in log.read_text()
             )
             assert "h1" not in typed("hosts", "list", "web")[1]
             secret.write_text("s3cret")
             agent.send_signal(signal.SIGHUP)
-            wait_until(lambda: "h1" in typed("hosts", "list", "web")[1])
+            assert eventually(lambda: "h1" in typed("hosts", "list", "web")[1])
         finally:
             agent.terminate()
-
-
-def wait_until(what: Callable[[], bool]) -> None:
-    """Look again and again, for half a minute."""
-    deadline = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

@@ -330,8 +330,8 @@ def test_a_host_that_could_not_leave_the_queue_leaves_it_later(site: Site) -> No
     assert {"z1": ["h2"]} == {zone: [one.host for one in all_] for zone, all_ in rollouts.read_queue(site.people, "web").items()}
 
 
-def test_a_host_that_is_admitted_while_it_asks_stands_in_nobodys_way(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It asks, is admitted by another host at that moment, and its engine sees the permit first: it does not queue once more."""
+def two_that_queue(site: Site) -> tuple[ZooKeeperCoordination, ZooKeeperCoordination]:
+    """Two hosts that stand in the queue, the first before the second, while nobody is in their way any more."""
     site.apply()
     first, second = site.host("h1"), site.host("h2")
     site.enable("v1")
@@ -339,6 +339,12 @@ def test_a_host_that_is_admitted_while_it_asks_stands_in_nobodys_way(site: Site,
     for host in (first, second):
         assert isinstance(host.take_permit(look(host), TWO), Denied)
     rollouts.resume(site.people, "web", by="ann")
+    return first, second
+
+
+def test_a_host_that_is_admitted_while_it_asks_stands_in_nobodys_way(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks, is admitted by another host at that moment, and its engine sees the permit first: it does not queue once more."""
+    first, second = two_that_queue(site)
     desk = second._service("web").desk
     attempt = desk._try
 
@@ -358,13 +364,7 @@ def test_a_host_that_is_admitted_while_it_asks_stands_in_nobodys_way(site: Site,
 
 def test_a_place_that_was_taken_after_the_permit_is_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The watch of the permit may be late: then the host is said to stand in the queue, which has its engine leave it."""
-    site.apply()
-    first, second = site.host("h1"), site.host("h2")
-    site.enable("v1")
-    rollouts.pause(site.people, "web", by="ann")
-    for host in (first, second):
-        assert isinstance(host.take_permit(look(host), TWO), Denied)
-    rollouts.resume(site.people, "web", by="ann")
+    first, second = two_that_queue(site)
     desk = second._service("web").desk
     snapshot, attempt = look(second), desk._try
 
