@@ -145,7 +145,7 @@ class InstanceAct(Act, frozen=True):
     @property
     def key(self) -> str:
         """The verb and the instance."""
-        return f"{self.verb}:{self.instance}"
+        return self.key_of(self.instance)
 
 
 class CloseGate(InstanceAct, frozen=True):

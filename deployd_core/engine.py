@@ -308,7 +308,7 @@ class Engine:
             self._take_act(kind, name, outcome, error)
             if kind in self._overtaken:
                 self._setbacks.lift(kind)  # what it has to wait for may have come meanwhile
-            self._overtaken -= {kind}
+            self._overtaken.discard(kind)
 
     def _take_act(self, kind: str, name: str, outcome: Outcome, error: DeploydError | None) -> None:
         now = self._clock.monotonic()

@@ -121,10 +121,10 @@ def _only_steady(host: VirtualHost, facts: InstanceFacts) -> bool:
 
 def awaits_clients(host: VirtualHost, facts: InstanceFacts, now: float) -> bool:
     """Whether the clients of an instance are waited for, so that they have to be counted."""
-    drain = host.setup.rules.drain
-    if drain is None or facts.opened_at is None or now >= facts.opened_at + drain.traffic_timeout:
+    if facts.traffic_back or facts.gate_closed or facts.opened_at is None or not host.holds:
         return False
-    return host.holds and not facts.gate_closed and not facts.traffic_back
+    drain = host.setup.rules.drain
+    return drain is not None and now < facts.opened_at + drain.traffic_timeout
 
 
 def plan_look(host: VirtualHost, number: int, facts: InstanceFacts) -> None:
@@ -182,12 +182,12 @@ def come_back(host: VirtualHost, decision: Decision) -> None:
     for key, setback in host.setbacks.by_key.items():
         if now < setback.retry_at < NEVER and not host.idle(key):
             due.append(setback.retry_at)
-    ready, holds = Phase.READY, host.holds
+    ready = Phase.READY
     for number, view in enumerate(decision.instances):
         facts = host.known[number]
         if facts is None or view.phase is ready:
             continue
-        returning = holds and not facts.traffic_back and awaits_clients(host, facts, now)
+        returning = awaits_clients(host, facts, now)
         if facts.gate_closed or returning:
             due += _gate_due(host, view, facts)
         if (view.phase.in_cycle or returning) and (host.looks[number] <= now or host.looks[number] == NEVER):
